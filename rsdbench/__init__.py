@@ -1,0 +1,30 @@
+"""rsdbench: what speculative decoding buys under an equal budget at the target model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rsdbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from rsdbench.engine.decode import Generation, generate
+    from rsdbench.engine.models import Pair, load_pair
+
+__version__ = "0.1.0"
+__all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair"]
+
+HOMES = {
+    "Generation": "rsdbench.engine.decode",
+    "generate": "rsdbench.engine.decode",
+    "Pair": "rsdbench.engine.models",
+    "load_pair": "rsdbench.engine.models",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import torch and transformers only when they are needed: bad input on the command line is answered at once."""
+    if name in HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'rsdbench' has no attribute '{name}'")

@@ -1,0 +1,122 @@
+"""Key/value storage of one model for a batch of sequences and the tree rows of the current block.
+
+Columns of the storage: one for the token before the root ("previous", which only the drafter is given again), one for
+the root, one for each tree node, and then the prefix, the token at position i in column `scratch + i`. A forward
+writes its rows into the scratch columns; `commit` copies the accepted ones to their positions, for all layers at once.
+Rejected rows stay where they are until the next block writes over them: `attention_bias` hides them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class StorageLayer(CacheLayerMixin):
+    """One layer's view of the storage, in the interface that Hugging Face models expect of a cache layer."""
+
+    is_sliding = False
+
+    def __init__(self, cache: TreeCache, index: int) -> None:
+        super().__init__()
+        self.cache, self.index = cache, index
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the storage of all layers when the first keys show their shape."""
+        self.cache.allocate(key_states)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, H, rows, D] at the current window; return all that the window reads."""
+        if self.cache.storage is None:
+            self.lazy_initialization(key_states, value_states)
+        return self.cache.write(self.index, key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that attention reads, and their offset: for models that ask although the mask is given."""
+        return self.cache.read.stop - self.cache.read.start, 0
+
+    def get_seq_length(self) -> int:
+        """Zero: positions are always given, so no model needs to derive them from the cache."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Columns of the storage."""
+        return self.cache.columns
+
+
+class TreeCache(Cache):
+    """Storage [layers, 2, B, H, columns, D], allocated once; 2 is keys and values."""
+
+    def __init__(self, layers: int, batch: int, nodes: int, positions: int) -> None:
+        super().__init__(layers=[StorageLayer(self, i) for i in range(layers)])
+        self.batch = batch
+        self.scratch = 2 + nodes
+        self.columns = self.scratch + positions
+        self.storage: Tensor | None = None
+        self.start = 0
+        self.read = slice(0, 0)
+
+    def allocate(self, like: Tensor) -> None:
+        """Zeroed, not empty: a hidden column has weight 0, and 0 times NaN would still be NaN."""
+        _, heads, _, size = like.shape
+        shape = (len(self.layers), 2, self.batch, heads, self.columns, size)
+        self.storage = torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    def window(self, start: int, read: slice) -> None:
+        """The next forward writes its rows from column `start` on and attends to the columns `read`."""
+        self.start, self.read = start, read
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, H, rows, D] into one layer; returns its keys and values [B, H, read, D]."""
+        own = self.storage[layer, :, : keys.shape[0]]
+        rows = slice(self.start, self.start + keys.shape[2])
+        own[0, :, :, rows] = keys
+        own[1, :, :, rows] = values
+        own = own[:, :, :, self.read]
+        return own[0], own[1]
+
+    def commit(self, columns: Tensor, positions: Tensor) -> None:
+        """Copy scratch columns [B, R] to the prefix positions [B, R], all layers at once.
+
+        Rows that were not accepted may be among them, at positions behind the accepted ones: they are hidden there
+        until they are written over.
+        """
+        if columns.shape[0] == 1:
+            rows = self.storage[:, :, :1].index_select(4, columns[0])
+            self.storage[:, :, :1].index_copy_(4, positions[0] + self.scratch, rows)
+        else:
+            sequence = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
+            rows = self.storage[:, :, sequence, :, columns]
+            self.storage[:, :, sequence, :, positions + self.scratch] = rows
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole sequences to other places of the batch, to close the gaps that finished ones leave."""
+        if self.storage is not None and sources:
+            self.storage[:, :, targets] = self.storage[:, :, sources]
+
+
+def attention_bias(
+    ancestors: Tensor, length: Tensor, end: int, previous: bool, dtype: torch.dtype
+) -> Tensor:
+    """The additive mask of tree rows over [previous, root, nodes, prefix], 0 or the least number of `dtype`.
+
+    ancestors [B or 1, rows, 1 + N] bool; length [B], the root's position, which is the number of tokens before it;
+    end: prefix positions to cover; previous: the token before the root is seen in its scratch column (the drafter's
+    case) rather than in the prefix. Returns [B, 1, rows, 2 + N + end].
+    """
+    batch, rows = length.shape[0], ancestors.shape[1]
+    prefix = torch.arange(end, device=length.device) < (length - int(previous)).unsqueeze(1)
+    before = (length > 0).unsqueeze(1) if previous else torch.zeros_like(length, dtype=torch.bool).unsqueeze(1)
+    visible = torch.cat(
+        [
+            before.unsqueeze(1).expand(batch, rows, 1),
+            ancestors.expand(batch, -1, -1),
+            prefix.unsqueeze(1).expand(batch, rows, end),
+        ],
+        dim=-1,
+    )
+    bias = torch.zeros(visible.shape, dtype=dtype, device=length.device)
+    return bias.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)

@@ -1,0 +1,205 @@
+"""The block loop: draft, one target forward, verify, commit, for a batch of prompts of different lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from rsdbench.engine.clock import PHASES, Clock
+from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
+from rsdbench.engine.lane import Lane, position_limit
+from rsdbench.engine.methods import get_method, get_shape
+from rsdbench.engine.models import Pair
+from rsdbench.engine.verify import Outcome, verify
+from rsdbench.errors import UsageError
+from rsdbench.sampling.gumbel import gumbel_noise
+from rsdbench.sampling.laws import Warp
+
+
+@dataclass
+class Generation:
+    """What `generate` returns; every list has one entry a prompt, in the prompts' order.
+
+    tokens: new token ids, prompt not included, the end-of-sequence token included; blocks: target calls after the
+    prefill; accepted_by_depth: how many of the kept tokens were drafts accepted at depth 1, 2, ..., L. Times are of
+    the whole batch, in seconds.
+    """
+
+    tokens: list[list[int]]
+    blocks: list[int]
+    accepted_by_depth: list[list[int]]
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+
+def generate(
+    pair: Pair,
+    prompts: list[list[int]],
+    method: str = "rsd_s",
+    structure: str | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    eos_token_id: int | None = None,
+) -> Generation:
+    """Decode a batch of prompts with one method; the tokens follow the target's own law, whatever the drafter.
+
+    prompts: lists of token ids, of any lengths; structure: as in the benchmark's table, such as "6", "2x3" or "2-1-1".
+    A sequence ends with `eos_token_id`, after `max_new_tokens`, or when prompt and new tokens fill the positions that
+    both models have. Nothing past that is kept or counted. The same seed on the same machine gives the same tokens.
+
+    Raises:
+        UsageError: an unknown method; a structure of another form; temperature < 0; top_p outside (0, 1];
+            max_new_tokens < 1; an empty prompt, one with ids outside the vocabulary, or one that leaves no position.
+    """
+    warp = Warp(temperature, top_p)
+    shape = get_shape(method, structure)
+    limit = check_prompts(pair, prompts, max_new_tokens)
+    if not prompts:
+        return Generation([], [], [])
+    with torch.inference_mode():
+        return Decoder(pair, method, shape, warp, prompts, max_new_tokens, limit, seed, eos_token_id).run()
+
+
+def check_prompts(pair: Pair, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """Positions that both models have.
+
+    Raises:
+        UsageError: as in `generate`.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    limit = min(position_limit(pair.target), position_limit(pair.drafter))
+    vocabulary = pair.target.config.vocab_size
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise UsageError(f"prompt {i} is empty: give at least one token, such as the model's BOS")
+        if len(prompt) >= limit:
+            raise UsageError(f"prompt {i} has {len(prompt)} tokens, but the models have {limit} positions: shorten it")
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise UsageError(f"prompt {i} has token ids outside the vocabulary of {vocabulary}")
+    return limit
+
+
+class Decoder:
+    """The state of one batch between blocks. Rows of finished sequences are closed up at once."""
+
+    def __init__(
+        self, pair: Pair, method: str, shape, warp: Warp, prompts: list[list[int]], max_new_tokens: int, limit: int,
+        seed: int, eos_token_id: int | None,
+    ) -> None:  # fmt: skip
+        self.method, self.shape, self.warp, self.limit, self.eos = get_method(method), shape, warp, limit, eos_token_id
+        self.prompts = prompts
+        self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
+        # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
+        positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
+        self.target = Lane(pair.target, shape, len(prompts), positions)
+        self.drafter = Lane(pair.drafter, shape, len(prompts), positions) if shape.depth else None
+        self.device = self.target.device
+        self.vocabulary = pair.target.config.vocab_size
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.noise_rows = noise_rows(self.method.drafting, shape)
+
+        self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
+        self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
+        self.lengths = [len(p) - 1 for p in prompts]  # position of each row's root
+        self.length = torch.tensor(self.lengths, device=self.device)
+        last_two = [(p[-2] if len(p) > 1 else 0, p[-1]) for p in prompts]
+        self.last_two = torch.tensor(last_two, device=self.device)  # [B, 2]
+
+    def run(self) -> Generation:
+        """Prefill, then blocks until every sequence has ended."""
+        clock = Clock(self.device)
+        self.prefill()
+        self.out.prefill_s = clock.stop()
+        clock = Clock(self.device)
+        while self.alive:
+            self.block(clock)
+        self.out.decode_s = clock.stop()
+        self.out.phase_s = clock.seconds
+        return self.out
+
+    def prefill(self) -> None:
+        """All tokens but each prompt's last go into both caches."""
+        width = max(self.lengths)
+        tokens = torch.tensor([p[:-1] + [0] * (width - len(p) + 1) for p in self.prompts], device=self.device)
+        for lane in (self.target, self.drafter):
+            if lane is not None:
+                lane.prefill(tokens.long())
+
+    def block(self, clock: Clock) -> None:
+        """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
+        shape, batch, end = self.shape, len(self.alive), max(self.lengths)
+        noise = gumbel_noise((batch, self.noise_rows + 1, self.vocabulary), self.generator)
+        uniforms = torch.rand(batch, shape.depth, max(shape.fanouts, default=0), generator=self.generator, device=self.device)
+        if self.drafter is None:
+            tree = no_tree(self.target, batch)
+        else:
+            tree = draft_tree(
+                self.drafter, self.method.drafting, self.warp, self.last_two, self.length, end, self.limit, noise
+            )
+        assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
+        clock.mark("draft")
+
+        tokens = torch.cat([self.last_two[:, 1:], tree.tokens], 1)
+        logits = self.target.rows(tokens, 0, self.length, self.target.bias(tree.ancestors, self.length, end))
+        clock.mark("target")
+
+        outcome = verify(shape, tree, logits, self.method.rule, self.warp, uniforms, noise[:, -1])
+        host = torch.cat([outcome.accepted.unsqueeze(1), outcome.tokens], 1).tolist()
+        clock.mark("verify")
+
+        self.commit(outcome)
+        self.collect(host)
+        clock.mark("commit")
+
+    def commit(self, outcome: Outcome) -> None:
+        """Move accepted rows behind the prefix in both caches, and step every sequence forward on the device."""
+        steps = torch.arange(self.shape.depth + 1, device=self.device)
+        positions = self.length.unsqueeze(1) + steps
+        self.target.cache.commit(outcome.rows + 1, positions)
+        if self.drafter is not None:  # the token before the root and all but the last level
+            columns = torch.nn.functional.pad(outcome.rows[:, :-1] + 1, (1, 0))
+            self.drafter.cache.commit(columns, positions - 1)
+        line = torch.cat([self.last_two[:, 1:], outcome.tokens], 1)
+        accepted = outcome.accepted.unsqueeze(1)
+        self.last_two = torch.cat([line.gather(1, accepted), line.gather(1, accepted + 1)], 1)
+        self.length = self.length + outcome.accepted + 1
+
+    def collect(self, host: list[list[int]]) -> None:
+        """Keep what each sequence may keep of its block, count it, and close the rows of those that have ended."""
+        ended = []
+        for row, (prompt, (accepted, *tokens)) in enumerate(zip(self.alive, host, strict=True)):
+            kept = tokens[: min(accepted + 1, self.room[prompt] - len(self.out.tokens[prompt]))]
+            if self.eos in kept:
+                kept = kept[: kept.index(self.eos) + 1]
+            self.out.tokens[prompt] += kept
+            self.out.blocks[prompt] += 1
+            for depth in range(min(accepted, len(kept))):
+                self.out.accepted_by_depth[prompt][depth] += 1
+            self.lengths[row] += accepted + 1
+            if kept[-1] == self.eos or len(self.out.tokens[prompt]) == self.room[prompt]:
+                ended.append(row)
+        if ended:
+            self.close(ended)
+
+    def close(self, ended: list[int]) -> None:
+        """Shrink the batch: living rows from its end take the places of ended ones before them."""
+        keep = len(self.alive) - len(ended)
+        living = [row for row in range(keep, len(self.alive)) if row not in ended]
+        gaps = [row for row in ended if row < keep]
+        order = list(range(keep))
+        for gap, row in zip(gaps, living, strict=True):
+            order[gap] = row
+        for lane in (self.target, self.drafter):
+            if lane is not None:
+                lane.cache.move(living, gaps)
+        index = torch.tensor(order, dtype=torch.long, device=self.device)
+        self.length, self.last_two = self.length[index], self.last_two[index]
+        self.alive = [self.alive[row] for row in order]
+        self.lengths = [self.lengths[row] for row in order]
+
+

@@ -1,0 +1,80 @@
+"""Grow one block's draft trees with the drafter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsdbench.engine.drafting import Drafting, root_level
+from rsdbench.engine.lane import Lane
+from rsdbench.engine.tree import (
+    DraftTree,
+    TreeShape,
+    fixed_ancestors,
+    fixed_parents,
+    level_ancestors,
+    node_depths,
+    own_rows,
+)
+from rsdbench.sampling.laws import Warp
+
+
+def noise_rows(drafting: Drafting, shape: TreeShape) -> int:
+    """Rows of V Gumbel variables that a whole tree needs."""
+    return sum(drafting.noise_rows(shape, depth) for depth in range(1, shape.depth + 1))
+
+
+def draft_tree(
+    lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int, noise: Tensor
+) -> DraftTree:
+    """Draft a tree below each sequence's last token, in `shape.depth` forwards of the drafter.
+
+    last_two [B, 2]: the token before the root and the root; length [B]: the root's position, at most `end`; limit:
+    positions there are; noise [B, noise_rows, V].
+    """
+    shape, batch = lane.shape, len(length)
+    level = root_level(batch, lane.device)
+    rows = own_rows(shape, 0, lane.device).expand(batch, -1, -1)  # ancestors of the level's rows
+    fixed = fixed_ancestors(shape, lane.device) if shape.parents is not None else None
+    if fixed is not None:
+        fixed_bias = lane.bias(fixed, length, end, previous=True)
+    ancestors, laws, levels, used = [rows], [], [], 0
+    for depth in range(1, shape.depth + 1):
+        first = 0 if depth == 1 else shape.level(depth - 1).start + 1
+        if fixed is None:
+            bias = lane.bias(rows, length, end, previous=True)
+        else:
+            bias = fixed_bias[:, :, first : first + level.tokens.shape[1]]
+        if depth == 1:
+            before = lane.bias(torch.zeros_like(rows), length, end, previous=True)
+            logits = lane.previous_and_root(last_two, length, torch.cat([before, bias], 2))
+        else:
+            logits = lane.rows(level.tokens, first, length, bias)
+        log_q = warp.log_law(logits)
+        laws.append(log_q.exp())
+        more = drafting.noise_rows(shape, depth)
+        level = drafting.expand(level, log_q, noise[:, used : used + more], shape.widths[depth - 1])
+        levels.append(level)
+        used += more
+        if fixed is None:
+            rows = level_ancestors(shape, depth, rows, level.parents)
+            ancestors.append(rows)
+    depths = node_depths(shape, lane.device)[1:]
+    starts = [-1, *shape.starts]
+    return DraftTree(
+        tokens=torch.cat([x.tokens for x in levels], 1),
+        parents=torch.cat([x.parents + start for x, start in zip(levels, starts, strict=False)], 1)
+        if fixed is None
+        else fixed_parents(shape, lane.device).expand(batch, -1),
+        depth=depths,
+        valid=torch.cat([x.valid for x in levels], 1) & (length.unsqueeze(1) + depths < limit),
+        laws=torch.cat(laws, 1),
+        ancestors=torch.cat(ancestors, 1) if fixed is None else fixed,
+    )
+
+
+def no_tree(lane: Lane, batch: int) -> DraftTree:
+    """The tree of a method that drafts nothing."""
+    none = torch.zeros(batch, 0, dtype=torch.long, device=lane.device)
+    ancestors = fixed_ancestors(lane.shape, lane.device)
+    return DraftTree(none, none, none[0], none.bool(), torch.empty(batch, 0, 0, device=lane.device), ancestors)

@@ -1,0 +1,165 @@
+"""How a block's draft tree is grown, level by level, from the drafter's laws (arXiv 2402.14160, section 3).
+
+A strategy reads a structure's text, says how much noise a level needs, and expands a level. Expanding is pure:
+log-laws and noise in, tokens, parents and validity out.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rsdbench.engine.tree import TreeShape
+from rsdbench.errors import UsageError
+from rsdbench.sampling.gumbel import conditioned_scores, draw, top_k
+
+
+class Level(NamedTuple):
+    """One drafted level of W nodes: tokens, parents (index within the level above) and valid, each [B, W].
+
+    log_prob and score [B, W] belong to stochastic beam search alone.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    valid: Tensor
+    log_prob: Tensor
+    score: Tensor
+
+
+def root_level(batch: int, device: torch.device) -> Level:
+    """The level above the first one: the root, with log-probability and perturbed score 0."""
+    zeros = torch.zeros(batch, 1, device=device)
+    index = zeros.long()
+    return Level(index, index, torch.ones_like(zeros, dtype=torch.bool), zeros, zeros)
+
+
+@dataclass(frozen=True)
+class Drafting(ABC):
+    """A way to grow a tree. `structures` maps a budget to the structures that the benchmark compares."""
+
+    form: str  # what a structure looks like, for messages
+    pattern: str
+    structures: dict[int, tuple[str, ...]]
+
+    def shape(self, structure: str) -> TreeShape:
+        """The shape of a structure's tree.
+
+        Raises:
+            UsageError: the text does not have this strategy's form.
+        """
+        if not re.fullmatch(self.pattern, structure):
+            raise UsageError(f"structure '{structure}' is not of the form {self.form}")
+        return self._shape(structure)
+
+    @abstractmethod
+    def _shape(self, structure: str) -> TreeShape:
+        """The shape of a structure whose form is right."""
+
+    def noise_rows(self, shape: TreeShape, depth: int) -> int:
+        """Rows of V Gumbel variables needed to draft the level at `depth`."""
+        return shape.widths[depth - 2] if depth > 1 else 1
+
+    @abstractmethod
+    def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        """Draft the next level of `width` nodes.
+
+        log_q [B, W', V]: the drafter's log-laws at the level above; noise [B, noise_rows, V].
+        """
+
+
+class NoDrafting(Drafting):
+    """Autoregressive decoding: a tree without nodes."""
+
+    def _shape(self, structure: str) -> TreeShape:
+        return TreeShape((), (), ())
+
+    def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        raise AssertionError("a tree without nodes has no level to draft")
+
+
+class Sequences(Drafting):
+    """K independent sequences of length L; equal prefixes stay separate nodes."""
+
+    def _shape(self, structure: str) -> TreeShape:
+        count, length = beam_and_length(structure)
+        first_level = [-1] * count
+        return TreeShape((count,) * length, (count,) * length, (*first_level, *range(count * (length - 1))))
+
+    def noise_rows(self, shape: TreeShape, depth: int) -> int:
+        return shape.widths[depth - 1]
+
+    def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        tokens = draw(log_q, noise)  # the root's single law broadcasts over its K draws
+        parents = torch.arange(width, device=tokens.device) if above.tokens.shape[1] > 1 else tokens.new_zeros(width)
+        parents = parents.expand(tokens.shape)
+        return Level(tokens, parents, above.valid.expand(tokens.shape), above.log_prob, above.score)
+
+
+class Branching(Drafting):
+    """RSD-C: every node at depth l-1 draws b_l children without replacement, by Gumbel-top-k."""
+
+    def _shape(self, structure: str) -> TreeShape:
+        factors = tuple(int(b) for b in structure.split("-"))
+        widths = tuple(accumulate(factors, mul))
+        parents = [-1] * factors[0]
+        for factor, start, width in zip(factors[1:], accumulate(widths, initial=0), widths, strict=False):
+            parents += [start + i // factor for i in range(width * factor)]
+        return TreeShape(widths, factors, tuple(parents))
+
+    def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        parents_above = above.tokens.shape[1]
+        children = width // parents_above
+        _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
+        valid = valid & above.valid.unsqueeze(-1)
+        parents = torch.arange(parents_above, device=tokens.device).repeat_interleave(children)
+        tokens = tokens.flatten(1)
+        return Level(tokens, parents.expand(tokens.shape), valid.flatten(1), above.log_prob, above.score)
+
+
+class StochasticBeam(Drafting):
+    """RSD-S: stochastic beam search, a beam of K for L levels (arXiv 1903.06059, algorithm 1)."""
+
+    def _shape(self, structure: str) -> TreeShape:
+        beam, length = beam_and_length(structure)
+        return TreeShape((beam,) * length, (beam,) * length, None)
+
+    def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        vocabulary = log_q.shape[-1]
+        log_prob, score = conditioned_scores(log_q, noise, above.log_prob, above.score)  # [B, W', V]
+        score = score.masked_fill(~above.valid.unsqueeze(-1), float("-inf"))
+        best, index, valid = top_k(score.flatten(1), width)
+        # a missing node keeps finite numbers, so that nothing drafted below it is NaN
+        log_prob = log_prob.flatten(1).gather(1, index).masked_fill(~valid, 0.0)
+        return Level(index % vocabulary, index // vocabulary, valid, log_prob, best.masked_fill(~valid, 0.0))
+
+
+def beam_and_length(structure: str) -> tuple[int, int]:
+    """ "3x2" -> (3, 2), and "6" -> (1, 6): a single sequence."""
+    first, _, second = structure.rpartition("x")
+    return int(first or 1), int(second)
+
+
+LENGTHS = {6: ("6",), 10: ("10",), 14: ("14",), 21: ("21",), 30: ("30",)}
+BEAMS = {6: ("2x3", "3x2"), 10: ("2x5", "5x2"), 14: ("2x7", "7x2"), 21: ("3x7", "7x3"), 30: ("5x6", "6x5")}
+BRANCHINGS = {
+    6: ("2-1-1", "2-2", "3-1"),
+    10: ("2-1-1-1-1", "2-2-1", "5-1"),
+    14: ("2-1-1-1-1-1-1", "2-2-2", "7-1"),
+    21: ("3-1-1-1-1-1-1", "3-2-2", "7-1-1"),
+    30: ("2-2-2-2", "5-1-1-1-1-1", "6-1-1-1-1"),
+}
+
+POSITIVE = "[1-9][0-9]{0,2}"
+NO_DRAFTS = NoDrafting("'0' (no drafts)", "0", {})
+SEQUENCE = Sequences("'6' (a length)", POSITIVE, LENGTHS)
+SEQUENCES = Sequences("'2x3' (sequences x length)", f"{POSITIVE}x{POSITIVE}", BEAMS)
+BRANCHING = Branching("'2-2-1' (branching factors)", f"{POSITIVE}(-{POSITIVE})*", BRANCHINGS)
+STOCHASTIC_BEAM = StochasticBeam("'2x3' (beam x length)", f"{POSITIVE}x{POSITIVE}", BEAMS)

@@ -1,0 +1,64 @@
+"""The registry of methods: each is a drafting strategy and a verification rule.
+
+To add a method, write its rule as a file in `rsdbench/rules` and add one line to `METHODS`: the grid, the figure and
+the tests of exactness go through this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsdbench.engine.drafting import BRANCHING, NO_DRAFTS, SEQUENCE, SEQUENCES, STOCHASTIC_BEAM, Drafting
+from rsdbench.engine.tree import TreeShape
+from rsdbench.errors import UsageError
+from rsdbench.rules import Rule
+from rsdbench.rules.k_seq import k_seq
+from rsdbench.rules.recursive_rejection import recursive_rejection
+
+BASELINE = "ar"  # what every ratio is relative to
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named pair of drafting and rule; `label` is what figures and tables print."""
+
+    label: str
+    drafting: Drafting
+    rule: Rule
+
+
+METHODS: dict[str, Method] = {
+    BASELINE: Method("AR", NO_DRAFTS, recursive_rejection),
+    "sd": Method("SD", SEQUENCE, recursive_rejection),
+    "spectr": Method("SpecTr", SEQUENCES, k_seq),
+    "rsd_c": Method("RSD-C", BRANCHING, recursive_rejection),
+    "rsd_s": Method("RSD-S", STOCHASTIC_BEAM, recursive_rejection),
+}
+
+
+def get_method(name: str) -> Method:
+    """The registered method of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown method '{name}': choose from {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def get_shape(name: str, structure: str | None) -> TreeShape:
+    """The tree shape of a method's structure; a method without drafts takes None or '0'.
+
+    Raises:
+        UsageError: unknown method, or a structure that is not of the method's form.
+    """
+    method = get_method(name)
+    if method.drafting is NO_DRAFTS:
+        structure = structure or "0"
+    if not isinstance(structure, str):
+        raise UsageError(f"method '{name}' needs a structure of the form {method.drafting.form}, not {structure!r}")
+    try:
+        return method.drafting.shape(structure)
+    except UsageError as error:
+        raise UsageError(f"method '{name}': {error}") from None

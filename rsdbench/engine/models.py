@@ -1,0 +1,112 @@
+"""A target and its drafter, loaded and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rsdbench.engine.checkpoints import resolve_checkpoint
+from rsdbench.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Pair:
+    """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one."""
+
+    target: Any
+    drafter: Any
+    tokenizer: Any = None
+
+    @cached_property
+    def cost_ratio(self) -> float:
+        """c = parameters of the drafter / parameters of the target."""
+        return parameters(self.drafter) / parameters(self.target)
+
+
+def parameters(model: Any) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def load_pair(
+    target: Any, drafter: Any, device: str = "auto", dtype: str = "auto",
+    target_revision: str | None = None, drafter_revision: str | None = None,
+) -> Pair:  # fmt: skip
+    """Load target and drafter: each an embedded name ("opt-6m"), a folder, a hub id, or a model already loaded.
+
+    device "auto" is a GPU if there is one, else the CPU; dtype "auto" is float32 on a CPU and bfloat16 elsewhere. A
+    model already loaded is taken as it is.
+
+    Raises:
+        UsageError: a model is neither on disk nor reachable, the vocabularies or tokenizers differ, or device or
+            dtype are unknown.
+    """
+    if device == "auto":
+        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"unknown device '{device}': choose auto, cpu, cuda or cuda:N") from None
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}': choose auto, {', '.join(DTYPES)}")
+    kind = DTYPES.get(dtype) or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+
+    asked = [(target, target_revision), (drafter, drafter_revision)]
+    paths = [resolve_checkpoint(m, revision) if isinstance(m, str) else None for m, revision in asked]
+    tokenizers = [load_tokenizer(path, revision) for path, (_, revision) in zip(paths, asked, strict=True)]
+    check_tokenizers(*tokenizers)
+    models = [
+        m if path is None else load_model(path, revision, place, kind)
+        for path, (m, revision) in zip(paths, asked, strict=True)
+    ]
+    sizes = [m.config.vocab_size for m in models]
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            f"target has a vocabulary of {sizes[0]} tokens and drafter one of {sizes[1]}: they must share one"
+        )
+    return Pair(*models, tokenizer=tokenizers[0] or tokenizers[1])
+
+
+def load_model(path: str, revision: str | None, device: torch.device, dtype: torch.dtype) -> Any:
+    """A causal LM in evaluation mode. Code that comes with a checkpoint is never run."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model '{path}' cannot be loaded: {one_line(error)}") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: str | None, revision: str | None = None) -> Any:
+    """The tokenizer of a checkpoint, or None if it has none."""
+    from transformers import AutoTokenizer
+
+    if path is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def check_tokenizers(target: Any, drafter: Any) -> None:
+    """Both must map the same text to the same ids.
+
+    Raises:
+        UsageError: they have different vocabularies.
+    """
+    if target is None or drafter is None or target is drafter:
+        return
+    if target.get_vocab() != drafter.get_vocab():
+        raise UsageError("target and drafter have different tokenizers: draft tokens would mean different text")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,56 @@
+"""K-SEQ: k i.i.d. drafts, tried one after another against p / rho (Sun et al., SpecTr, arXiv 2310.15141, algorithm 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsdbench.rules import Verdict
+
+SECTIONS, ROUNDS = 16, 5  # the interval of rho shrinks by 16 in each round: to a millionth of k - 1
+
+
+def k_seq(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """Accept draft x with probability min(1, p(x) / (rho q(x))), with rho for the number of drafts present.
+
+    Shapes as in `rsdbench.rules.Rule`; equal drafts may occur. Lossless for every rho at or above the optimum, which
+    is why `optimal_rho` rounds up.
+    """
+    tiny = torch.finfo(p.dtype).tiny
+    number = present.sum(-1, keepdim=True).to(p.dtype)  # [B, 1]
+    rho = optimal_rho(p, q, number)
+    kept = torch.minimum(q, p / rho)  # [B, V]: mass that one draft has accepted at each token
+    beta = kept.sum(-1, keepdim=True)
+    # a probability, even if the sum was rounded up; (1 - (1 - beta)^k) / beta tends to k as beta vanishes
+    some = at_least_one(beta, number)
+    residual = (p - kept * torch.where(beta > 0, some / beta.clamp(min=tiny), number)).relu_()
+    mass = residual.sum(-1, keepdim=True)
+    residual = torch.where((mass > 0) & (beta > 0) & (number > 0), residual / mass.clamp(min=tiny), p)
+
+    p_x, q_x = p.gather(1, drafts), q.gather(1, drafts)
+    accept = (p_x / (rho * q_x).clamp(min=tiny)).clamp(max=1)
+    certain = (mass <= 0) & (p_x > 0)  # nothing is left to emit otherwise: p = q up to rounding
+    return Verdict(torch.where(certain, 1.0, accept) * present, residual)
+
+
+def at_least_one(beta: Tensor, number: Tensor) -> Tensor:
+    """1 - (1 - beta)^number without cancellation for small beta."""
+    return -torch.expm1(number * torch.log1p(-beta.clamp(max=1)))
+
+
+def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
+    """The root rho in [1, number] of 1 - (1 - beta)^number = rho beta, beta(rho) = sum_x min(q, p / rho), rounded up.
+
+    p, q [B, V]; number [B, 1] -> [B, 1]. The left side falls and rho beta grows with rho, so sections of the interval
+    can be searched side by side; the upper end keeps the residual non-negative.
+    """
+    low, high = torch.ones_like(number), number.clamp(min=1)
+    steps = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)
+    for _ in range(ROUNDS):
+        rho = low + (high - low) * steps  # [B, SECTIONS + 1]
+        beta = torch.minimum(q.unsqueeze(1), p.unsqueeze(1) / rho.unsqueeze(-1)).sum(-1)
+        above = at_least_one(beta, number) <= rho * beta  # False ... False True ... True
+        above[:, -1] = True
+        first = above.to(torch.int8).argmax(-1, keepdim=True)
+        low, high = rho.gather(1, (first - 1).clamp(min=0)), rho.gather(1, first)
+    return high

@@ -1,0 +1,1 @@
+"""Next-token laws and Gumbel sampling: tensors in, tensors out."""

@@ -1,0 +1,50 @@
+"""Sampling with Gumbel noise: one draw, k draws without replacement, and one level of stochastic beam search.
+
+Adding i.i.d. standard Gumbel noise to log-probabilities and taking the largest draws from the law; taking the k
+largest draws k tokens without replacement, in order (Kool, van Hoof, Welling, "Stochastic Beams and Where to Find
+Them", arXiv 1903.06059, sections 2.3 and 4). The noise is an input, so that every function here is pure.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """I.i.d. standard Gumbel variables, float32, on the generator's device: -log of a standard exponential."""
+    exponential = torch.empty(shape, device=generator.device).exponential_(generator=generator)
+    return exponential.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_()
+
+
+def draw(log_p: Tensor, noise: Tensor) -> Tensor:
+    """One token from each law: log_p [..., V], noise [..., V] -> [...]. Never a token of probability zero."""
+    return (log_p + noise).argmax(-1)
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest scores, largest first: [..., M] -> values, indices, valid, each [..., k].
+
+    Where fewer than k scores are above -inf, the missing places have valid = False and index 0.
+    """
+    values, indices = scores.topk(min(k, scores.shape[-1]), dim=-1, sorted=True)
+    missing = k - values.shape[-1]
+    if missing:
+        values = torch.nn.functional.pad(values, (0, missing), value=float("-inf"))
+        indices = torch.nn.functional.pad(indices, (0, missing))
+    valid = values > float("-inf")
+    return values, indices * valid, valid
+
+
+def conditioned_scores(log_q: Tensor, noise: Tensor, log_prob: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Children of stochastic-beam entries: perturbed scores given that their maximum is the parent's score.
+
+    log_q, noise [..., V]; log_prob and score [...] of the parent (0 and 0 at the root) -> the children's
+    log-probabilities [..., V] and conditioned scores [..., V] (Kool et al., section 4.1 and appendix B.3).
+    """
+    child_log_prob = log_prob.unsqueeze(-1) + log_q
+    perturbed = child_log_prob + noise
+    largest = perturbed.amax(-1, keepdim=True)
+    parent = score.unsqueeze(-1)
+    v = parent - perturbed + torch.log1p(-torch.exp(perturbed - largest))
+    return child_log_prob, parent - v.relu() - torch.log1p(torch.exp(-v.abs()))

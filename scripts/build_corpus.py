@@ -1,0 +1,185 @@
+"""Build the embedded corpus from the package descriptions in Debian's indices.
+
+    apt-get update -o Acquire::Languages=en,de
+    python scripts/build_corpus.py
+
+Two tasks come out of the same text: German sentence or paragraph to English ("de_en"), and long description to
+its one-line synopsis ("synopsis"). German and English are matched by Description-md5. Train, validation and test
+are split by the package's *source*, so that `libfoo1` and `libfoo-dev` never lie on both sides, and an evaluation
+example is dropped when more than half of its word 5-grams also occur in the training text.
+
+Writes `build/corpus/{train,validation}.parquet` and the evaluation sets `rsdbench/assets/data/*.parquet`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+LANGUAGES = "Acquire::Languages=en,de"
+MISSING_INDEX = "no Debian {} index here: run `apt-get update -o " + LANGUAGES + "` first"
+PERCENT_TEST, PERCENT_VALIDATION = 4, 1
+EVALUATION_EXAMPLES = 600  # a task, at most
+EXAMPLES_PER_ORIGIN = 3
+SHINGLE = 5  # words
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÄÖÜ0-9\"(])")
+
+
+def index_files(kind: str, language: str | None = None) -> list[str]:
+    """Paths of apt's downloaded indices: kind "Packages", or "Translations" of one language."""
+    listing = subprocess.run(
+        ["apt-get", "indextargets", "-o", LANGUAGES, "--format", "$(CREATED_BY)|$(LANGUAGE)|$(FILENAME)"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    rows = (line.split("|") for line in listing.splitlines())
+    return [path for created_by, lang, path in rows if created_by == kind and language in (None, lang)]
+
+
+def stanzas(paths: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The RFC-822 paragraphs of (compressed) index files as dictionaries; continuation lines keep their space."""
+    for path in paths:
+        text = subprocess.run(
+            ["/usr/lib/apt/apt-helper", "cat-file", path], capture_output=True, text=True, check=True
+        ).stdout
+        for block in text.split("\n\n"):
+            fields: dict[str, str] = {}
+            key = ""
+            for line in block.splitlines():
+                if line[:1] in " \t" and key:
+                    fields[key] += "\n" + line
+                elif ":" in line:
+                    key, _, value = line.partition(":")
+                    fields[key] = value.strip()
+            if fields:
+                yield fields
+
+
+def read_sources(paths: Iterable[str]) -> dict[str, str]:
+    """Binary package name -> source package name."""
+    return {s["Package"]: s.get("Source", s["Package"]).split(" ")[0] for s in stanzas(paths)}
+
+
+def read_descriptions(paths: Iterable[str], language: str) -> dict[str, tuple[str, str, list[str]]]:
+    """Description-md5 -> (package, synopsis, paragraphs), whitespace folded."""
+    found = {}
+    for stanza in stanzas(paths):
+        synopsis, _, body = stanza.get(f"Description-{language}", "").partition("\n")
+        paragraphs = [" ".join(p.split()) for p in re.split(r"\n \.(?=\n|$)", "\n" + body)]
+        if synopsis and stanza.get("Description-md5"):
+            found[stanza["Description-md5"]] = (stanza["Package"], synopsis, [p for p in paragraphs if p])
+    return found
+
+
+def aligned_pairs(german: list[str], english: list[str]) -> Iterator[tuple[str, str]]:
+    """Paragraphs one to one where their numbers agree, and inside them sentences where theirs do."""
+    if len(german) != len(english):
+        return
+    for de, en in zip(german, english, strict=True):
+        de_sentences, en_sentences = SENTENCE_END.split(de), SENTENCE_END.split(en)
+        if len(de_sentences) == len(en_sentences):
+            yield from zip(de_sentences, en_sentences, strict=True)
+        else:
+            yield de, en
+
+
+def examples(sources: dict[str, str], english: dict, german: dict) -> pd.DataFrame:
+    """All examples of both tasks: task, package, origin (source package), source, reference."""
+    rows = []
+    for md5, (package, synopsis, paragraphs) in english.items():
+        origin = sources.get(package, package)
+        if paragraphs:
+            rows.append(("synopsis", package, origin, " ".join(paragraphs), synopsis))
+        if md5 in german:
+            _, de_synopsis, de_paragraphs = german[md5]
+            for de, en in aligned_pairs([de_synopsis, *de_paragraphs], [synopsis, *paragraphs]):
+                if de != en:
+                    rows.append(("de_en", package, origin, de, en))
+    frame = pd.DataFrame(rows, columns=["task", "package", "origin", "source", "reference"])
+    short = (frame.reference.str.len() >= 12) & (frame.source.str.len() >= 20)
+    fits = (frame.task == "synopsis") | ((frame.source.str.len() <= 320) & (frame.reference.str.len() <= 320))
+    return frame[short & fits].drop_duplicates(["task", "source", "reference"]).reset_index(drop=True)
+
+
+def split_of(origin: str) -> str:
+    """train, validation or test, fixed by the source package's name."""
+    percent = int(hashlib.sha256(origin.encode()).hexdigest(), 16) % 100
+    if percent < PERCENT_TEST:
+        return "test"
+    return "validation" if percent < PERCENT_TEST + PERCENT_VALIDATION else "train"
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
+
+
+def without_near_duplicates(held_out: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
+    """Drop held-out examples more than half of whose shingles (of source or of reference) occur in training."""
+    seen: set[int] = set()
+    for column in ("source", "reference"):
+        for text in train[column].unique():
+            seen.update(map(hash, shingles(text)))
+
+    def overlap(text: str) -> float:
+        own = shingles(text)
+        return sum(hash(s) in seen for s in own) / len(own)
+
+    keep = held_out.source.map(overlap).le(0.5) & held_out.reference.map(overlap).le(0.5)
+    return held_out[keep]
+
+
+def evaluation_set(test: pd.DataFrame, task: str) -> pd.DataFrame:
+    """A fixed sample in the order of a hash: few examples a source package, no source text twice, with ids."""
+    own = test[test.task == task].copy()
+    own["order"] = [hashlib.sha256((p + s).encode()).hexdigest() for p, s in zip(own.package, own.source, strict=True)]
+    own = own.sort_values("order").drop_duplicates("source")
+    own = own.groupby("origin", sort=False).head(EXAMPLES_PER_ORIGIN).head(EVALUATION_EXAMPLES)
+    own["id"] = [f"{task}-{i:04d}" for i in range(len(own))]
+    return own[["id", "package", "origin", "source", "reference"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "corpus", help="training text goes here")
+    parser.add_argument("--data", type=Path, default=ROOT / "rsdbench" / "assets" / "data", help="evaluation sets")
+    args = parser.parse_args()
+
+    files = {"en": index_files("Translations", "en"), "de": index_files("Translations", "de")}
+    files["Packages"] = index_files("Packages")
+    for kind, paths in files.items():
+        if not any(Path(p).exists() for p in paths):
+            sys.exit(MISSING_INDEX.format(kind))
+        files[kind] = [p for p in paths if Path(p).exists()]
+
+    frame = examples(
+        read_sources(files["Packages"]), read_descriptions(files["en"], "en"), read_descriptions(files["de"], "de")
+    )
+    frame["split"] = frame.origin.map(split_of)
+    train = frame[frame.split == "train"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.data.mkdir(parents=True, exist_ok=True)
+    train.to_parquet(args.out / "train.parquet", index=False)
+    print(f"train: {train.task.value_counts().to_dict()}")
+    for split in ("validation", "test"):
+        held_out = frame[frame.split == split]
+        kept = without_near_duplicates(held_out, train)
+        print(f"{split}: {held_out.task.value_counts().to_dict()}, near-duplicates dropped: {len(held_out) - len(kept)}")
+        if split == "validation":
+            kept.to_parquet(args.out / "validation.parquet", index=False)
+        else:
+            for task in ("de_en", "synopsis"):
+                chosen = evaluation_set(kept, task)
+                chosen.to_parquet(args.data / f"debian_{task}.parquet", index=False)
+                print(f"evaluation {task}: {len(chosen)} of {int((kept.task == task).sum())}")
+
+
+if __name__ == "__main__":
+    main()
