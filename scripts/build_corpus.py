@@ -117,6 +117,7 @@ def split_of(origin: str) -> str:
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
+    """Runs of SHINGLE lower-case words; a shorter text is one run."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
 
@@ -147,6 +148,7 @@ def evaluation_set(test: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def main() -> None:
+    """Read the indices and write corpus and evaluation sets."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "corpus", help="training text goes here")
     parser.add_argument("--data", type=Path, default=ROOT / "rsdbench" / "assets" / "data", help="evaluation sets")
@@ -171,7 +173,9 @@ def main() -> None:
     for split in ("validation", "test"):
         held_out = frame[frame.split == split]
         kept = without_near_duplicates(held_out, train)
-        print(f"{split}: {held_out.task.value_counts().to_dict()}, near-duplicates dropped: {len(held_out) - len(kept)}")
+        print(
+            f"{split}: {held_out.task.value_counts().to_dict()}, near-duplicates dropped: {len(held_out) - len(kept)}"
+        )
         if split == "validation":
             kept.to_parquet(args.out / "validation.parquet", index=False)
         else:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -34,7 +33,6 @@ TEMPLATES = {"de_en": "German: {source}\nEnglish:", "synopsis": "{source}\nSumma
 VOCABULARY, POSITIONS, PROMPT_TOKENS, EXAMPLE_TOKENS = 1024, 256, 160, 240
 PAD, EOS = 1, 2  # OPT's own ids; "</s>" also begins every text
 PROMPT_WEIGHT = 0.3  # of the loss on prompt tokens; answers count 1
-BATCH_TOKENS = 2048
 SHARD = "12MB"  # no file in the repository above 20 MiB
 
 
@@ -46,9 +44,11 @@ class Recipe:
     learning_rate: float
     tokens: float
     init_std: float = 0.02
+    batch_tokens: int = 2048
     extra: dict = field(default_factory=dict)
 
     def config(self) -> OPTConfig:
+        """The model's configuration."""
         width, layers, heads, ffn = (self.shape[k] for k in ("width", "layers", "heads", "ffn"))
         return OPTConfig(
             vocab_size=VOCABULARY, hidden_size=width, word_embed_proj_dim=self.extra.get("embedding", width),
@@ -62,10 +62,10 @@ RECIPES = {
     "opt-25k": Recipe({"width": 16, "layers": 2, "heads": 2, "ffn": 32}, 1e-2, 6e6, 0.1),
     # post-norm with a narrow embedding, as OPT-350M
     "opt-70k": Recipe({"width": 40, "layers": 2, "heads": 4, "ffn": 120}, 5e-3, 6e6, 0.08,
-                      {"embedding": 24, "pre_norm": False}),
+                      extra={"embedding": 24, "pre_norm": False}),
     "opt-2.6m": Recipe({"width": 192, "layers": 5, "heads": 4, "ffn": 832}, 2.5e-3, 6e6, 0.04),
     "opt-6m": Recipe({"width": 288, "layers": 6, "heads": 6, "ffn": 1056}, 2e-3, 6e6, 0.03),
-    "opt-13.2m": Recipe({"width": 384, "layers": 7, "heads": 6, "ffn": 1600}, 1.5e-3, 5e6, 0.03),
+    "opt-13.2m": Recipe({"width": 384, "layers": 7, "heads": 6, "ffn": 1600}, 1e-3, 4e6, 0.03, batch_tokens=1024),
 }  # fmt: skip
 
 
@@ -89,6 +89,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(train: pd.DataFrame) -> PreTrainedTokenizerFast:
+    """The embedded tokenizer, trained first if there is none."""
     folder = ASSETS / "opt-25k"
     if not (folder / "tokenizer.json").exists():
         train_tokenizer([*train.source, *train.reference]).save_pretrained(folder)
@@ -100,14 +101,14 @@ def encode(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[tupl
     encoded = []
     for row in frame.itertuples():
         prompt, _ = encode_prompt(tokenizer, TEMPLATES[row.task], row.source, PROMPT_TOKENS)
-        answer = tokenizer(" " + row.reference, add_special_tokens=False).input_ids + [EOS]
+        answer = [*tokenizer(" " + row.reference, add_special_tokens=False).input_ids, EOS]
         if len(prompt) + len(answer) <= EXAMPLE_TOKENS:
             encoded.append((np.array(prompt + answer, dtype=np.int64), len(prompt), row.task))
     return encoded
 
 
-def batches(data: list, epoch: int) -> list[list[int]]:
-    """Indices of `data` in batches of about BATCH_TOKENS, lengths alike inside a batch, order fixed by `epoch`."""
+def batches(data: list, epoch: int, batch_tokens: int = 4096) -> list[list[int]]:
+    """Indices of `data` in batches of about `batch_tokens`, lengths alike inside a batch, order fixed by `epoch`."""
     rng = np.random.default_rng(epoch)
     order = rng.permutation(len(data))
     out = []
@@ -115,7 +116,7 @@ def batches(data: list, epoch: int) -> list[list[int]]:
         window = sorted(window, key=lambda i: len(data[i][0]))
         batch: list[int] = []
         for i in window:
-            if batch and (len(batch) + 1) * len(data[i][0]) > BATCH_TOKENS:
+            if batch and (len(batch) + 1) * len(data[i][0]) > batch_tokens:
                 out.append(batch)
                 batch = []
             batch.append(int(i))
@@ -179,17 +180,19 @@ def train(name: str, recipe: Recipe, data: list, held_out: list, work: Path, tok
 
     def save() -> None:
         state["curve"].append([state["seen"], evaluate(model, held_out, device)])
-        print(f"{name}: {state['seen']:,} tokens, {state['seconds']:.0f} s, held-out {state['curve'][-1][1]}", flush=True)
+        print(
+            f"{name}: {state['seen']:,} tokens, {state['seconds']:.0f} s, held-out {state['curve'][-1][1]}", flush=True
+        )
         partial = checkpoint.with_suffix(".partial")
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, partial)
-        os.replace(partial, checkpoint)
+        partial.replace(checkpoint)
 
-    order = batches(data, state["epoch"])
+    order = batches(data, state["epoch"], recipe.batch_tokens)
     warmup, saved_at = min(0.05 * tokens, 3e5), time.perf_counter()
     while state["seen"] < tokens:
         if state["position"] == len(order):
             state["epoch"], state["position"] = state["epoch"] + 1, 0
-            order = batches(data, state["epoch"])
+            order = batches(data, state["epoch"], recipe.batch_tokens)
         start = time.perf_counter()
         ids, weights = tensors(data, order[state["position"]], device)
         progress = state["seen"] / tokens
@@ -213,6 +216,7 @@ def train(name: str, recipe: Recipe, data: list, held_out: list, work: Path, tok
 
 
 def main() -> None:
+    """Train what is not finished yet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--tokens", type=float, help="tokens each model sees (default: the recipe's own number)")

@@ -71,7 +71,13 @@ def joint_p_values(pair, method, structure, warp, seed=0):
 @pytest.mark.parametrize("warp", [Warp(1.0), Warp(0.3, 0.9)], ids=["T=1", "T=0.3,top_p=0.9"])
 @pytest.mark.parametrize(
     ("method", "structure"),
-    [("ar", None), *((m, s) for m, s, _ in all_structures((6,))), ("rsd_c", "2-2-2-2"), ("rsd_s", "5x6"), ("spectr", "5x6")],
+    [
+        ("ar", None),
+        *((m, s) for m, s, _ in all_structures((6,))),
+        ("rsd_c", "2-2-2-2"),
+        ("rsd_s", "5x6"),
+        ("spectr", "5x6"),
+    ],
 )
 def test_joint_law_is_the_targets(pair, method, structure, warp):
     assert min(joint_p_values(pair, method, structure, warp)) > ALPHA / len(PROMPTS)

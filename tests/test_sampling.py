@@ -84,11 +84,11 @@ def ordered_law(q, k):
 
 
 def test_gumbel_top_k_draws_without_replacement_in_order():
-    q = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    q = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     n = 40_000
     _, drafts, _ = top_k(q.log() + gumbel_noise((n, 4), torch.Generator().manual_seed(1)), 2)
     law = ordered_law(q, 2)
-    counts = {pair: 0 for pair in law}
+    counts = dict.fromkeys(law, 0)
     for pair in map(tuple, drafts.tolist()):
         counts[pair] += 1
     expected = [n * law[pair] for pair in counts]
@@ -97,8 +97,8 @@ def test_gumbel_top_k_draws_without_replacement_in_order():
 
 def test_stochastic_beam_draws_whole_sequences_without_replacement():
     """Two levels of a beam of 2 over 3 tokens: the first two of the 9 sequences, in order, follow the joint law."""
-    q1 = torch.tensor([0.6, 0.3, 0.1])
-    q2 = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]])
+    q1 = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    q2 = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=torch.float64)
     n, generator = 40_000, torch.Generator().manual_seed(2)
     first = STOCHASTIC_BEAM.expand(
         root_level(n, torch.device("cpu")), q1.log().expand(n, 1, -1), gumbel_noise((n, 1, 3), generator), 2

@@ -38,8 +38,6 @@ def plain_logits(model, lines):
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize(("method", "structure", "budget"), [("ar", None, 0), *all_structures()])
 def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, structure, budget):
-    if kind in ("opt_post_norm", "mixed") and budget not in (6, 30):
-        pytest.skip("these two are checked at the smallest and the largest budget")
     pair, seen, real = pairs[kind], [], decode.verify
 
     def spy(shape, tree, logits, *rest):

@@ -98,9 +98,7 @@ class TreeCache(Cache):
             self.storage[:, :, targets] = self.storage[:, :, sources]
 
 
-def attention_bias(
-    ancestors: Tensor, length: Tensor, end: int, previous: bool, dtype: torch.dtype
-) -> Tensor:
+def attention_bias(ancestors: Tensor, length: Tensor, end: int, previous: bool, dtype: torch.dtype) -> Tensor:
     """The additive mask of tree rows over [previous, root, nodes, prefix], 0 or the least number of `dtype`.
 
     ancestors [B or 1, rows, 1 + N] bool; length [B], the root's position, which is the number of tokens before it;

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
 from rsdbench.errors import UsageError
 
 MODELS = Path(__file__).resolve().parents[1] / "assets" / "models"
-REACH_TIMEOUT = 3.0  # seconds to hear from the hub before a model counts as unreachable
+REACH_TIMEOUT = 2.5  # seconds to hear from the hub before a model counts as unreachable
 SAMPLE = 1 << 20  # bytes read at each end of a weight file for a fingerprint
 
 
@@ -65,7 +64,7 @@ def require_hub(name: str, revision: str | None, kind: str) -> None:
             return
         except RepositoryNotFoundError:
             why = "the hub has no such repository"
-        except (FutureTimeout, OSError, RuntimeError, ValueError):
+        except Exception:  # whichever way the network fails, the answer is the same
             pass
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

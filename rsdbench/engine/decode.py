@@ -11,6 +11,7 @@ from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
 from rsdbench.engine.lane import Lane, position_limit
 from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
+from rsdbench.engine.tree import TreeShape
 from rsdbench.engine.verify import Outcome, verify
 from rsdbench.errors import UsageError
 from rsdbench.sampling.gumbel import gumbel_noise
@@ -88,8 +89,8 @@ class Decoder:
     """The state of one batch between blocks. Rows of finished sequences are closed up at once."""
 
     def __init__(
-        self, pair: Pair, method: str, shape, warp: Warp, prompts: list[list[int]], max_new_tokens: int, limit: int,
-        seed: int, eos_token_id: int | None,
+        self, pair: Pair, method: str, shape: TreeShape, warp: Warp, prompts: list[list[int]], max_new_tokens: int,
+        limit: int, seed: int, eos_token_id: int | None,
     ) -> None:  # fmt: skip
         self.method, self.shape, self.warp, self.limit, self.eos = get_method(method), shape, warp, limit, eos_token_id
         self.prompts = prompts
@@ -134,7 +135,9 @@ class Decoder:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
         shape, batch, end = self.shape, len(self.alive), max(self.lengths)
         noise = gumbel_noise((batch, self.noise_rows + 1, self.vocabulary), self.generator)
-        uniforms = torch.rand(batch, shape.depth, max(shape.fanouts, default=0), generator=self.generator, device=self.device)
+        uniforms = torch.rand(
+            batch, shape.depth, max(shape.fanouts, default=0), generator=self.generator, device=self.device
+        )
         if self.drafter is None:
             tree = no_tree(self.target, batch)
         else:
@@ -201,5 +204,3 @@ class Decoder:
         self.length, self.last_two = self.length[index], self.last_two[index]
         self.alive = [self.alive[row] for row in order]
         self.lengths = [self.lengths[row] for row in order]
-
-

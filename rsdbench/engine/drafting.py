@@ -82,6 +82,7 @@ class NoDrafting(Drafting):
         return TreeShape((), (), ())
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        """There is no level to draft."""
         raise AssertionError("a tree without nodes has no level to draft")
 
 
@@ -94,10 +95,12 @@ class Sequences(Drafting):
         return TreeShape((count,) * length, (count,) * length, (*first_level, *range(count * (length - 1))))
 
     def noise_rows(self, shape: TreeShape, depth: int) -> int:
+        """Each sequence has noise of its own, at the first level too."""
         return shape.widths[depth - 1]
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
-        tokens = draw(log_q, noise)  # the root's single law broadcasts over its K draws
+        """One token behind each sequence; the root's single law broadcasts over its K draws."""
+        tokens = draw(log_q, noise)
         parents = torch.arange(width, device=tokens.device) if above.tokens.shape[1] > 1 else tokens.new_zeros(width)
         parents = parents.expand(tokens.shape)
         return Level(tokens, parents, above.valid.expand(tokens.shape), above.log_prob, above.score)
@@ -115,6 +118,7 @@ class Branching(Drafting):
         return TreeShape(widths, factors, tuple(parents))
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        """The same number of children for each node, siblings by falling perturbed score."""
         parents_above = above.tokens.shape[1]
         children = width // parents_above
         _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
@@ -132,6 +136,7 @@ class StochasticBeam(Drafting):
         return TreeShape((beam,) * length, (beam,) * length, None)
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        """The K best of all children by their scores conditioned on their parents'."""
         vocabulary = log_q.shape[-1]
         log_prob, score = conditioned_scores(log_q, noise, above.log_prob, above.score)  # [B, W', V]
         score = score.masked_fill(~above.valid.unsqueeze(-1), float("-inf"))

@@ -42,7 +42,7 @@ def verify(
     prefix = going.unsqueeze(1)  # nodes of the level above that stand for the accepted prefix, [B, W']
     rows, tokens = [row], []
     last = None
-    for depth, (width, fanout) in enumerate(zip(shape.widths, shape.fanouts, strict=True), start=1):
+    for depth, fanout in enumerate(shape.fanouts, start=1):
         level = shape.level(depth)
         first_above = shape.starts[depth - 2] if depth > 1 else -1
         p, q = warp.law(logits[sequence, row]), tree.laws[sequence, row]

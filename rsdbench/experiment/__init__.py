@@ -1,0 +1,1 @@
+"""Tasks, cells, records and metrics."""

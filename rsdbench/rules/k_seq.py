@@ -1,4 +1,4 @@
-"""K-SEQ: k i.i.d. drafts, tried one after another against p / rho (Sun et al., SpecTr, arXiv 2310.15141, algorithm 2)."""
+"""K-SEQ: k i.i.d. drafts, tried in turn against p / rho (Sun et al., SpecTr, arXiv 2310.15141, algorithm 2)."""
 
 from __future__ import annotations
 

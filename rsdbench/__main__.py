@@ -1,0 +1,5 @@
+"""`python -m rsdbench`."""
+
+from rsdbench.faces.cli import main
+
+main()

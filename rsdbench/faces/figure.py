@@ -1,0 +1,99 @@
+"""`rsdbench figure`: the grid of charts, a row for each drafter, target and dataset, a column for each metric."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rsdbench.errors import UsageError
+from rsdbench.experiment.points import METRICS, Results, figure_points
+
+FORMATS = (".png", ".pdf", ".svg")
+# the paper's styles; a method that is not among them gets the next colour of seaborn's palette
+STYLES: dict[str, dict[str, Any]] = {
+    "sd": {"color": "tab:orange", "linestyle": ":", "marker": "x"},
+    "spectr": {"color": "tab:red", "linestyle": "-.", "marker": "+"},
+    "rsd_c": {"color": "tab:green", "linestyle": "--", "marker": "D", "markersize": 4},
+    "rsd_s": {"color": "tab:blue", "linestyle": "-", "marker": "o", "markersize": 4},
+}
+LABELS = {"rsd_c": "RSD-C (ours)", "rsd_s": "RSD-S (ours)"}  # as in the paper's legend
+WIDTH, ROW_HEIGHT, LEGEND_HEIGHT = 13.0, 2.1, 0.6  # inches
+
+
+def draw(points: pd.DataFrame, rows: list[str], methods: list[str]) -> Any:
+    """A matplotlib figure of `figure_points`: one row of axes a label in `rows`, 4 columns, one legend below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="paper")
+    budgets = sorted(points.budget.unique())
+    palette = iter(sns.color_palette("husl", 8))
+    styles = {m: STYLES.get(m) or {"color": next(palette), "linestyle": "-", "marker": "s"} for m in methods}
+    height = ROW_HEIGHT * len(rows) + LEGEND_HEIGHT
+    figure, grid = plt.subplots(len(rows), len(METRICS), figsize=(WIDTH, height), squeeze=False)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes, metric in zip(axes_row, METRICS, strict=True):
+            own = points[(points.row == row) & (points.metric == metric)]
+            for method in methods:
+                line = own[own.method == method].sort_values("budget")
+                axes.plot(line.budget, line.value, label=label_of(method), linewidth=1.4, **styles[method])
+                axes.fill_between(line.budget, line.low, line.high, color=styles[method]["color"], alpha=0.12, lw=0)
+            if metric in ("token rate", "accuracy"):
+                axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)  # autoregressive decoding
+            axes.set_xticks(budgets)
+            axes.minorticks_off()
+            axes.set_title(row, fontsize=8)
+            axes.set_xlabel("num. tokens at target", fontsize=8)
+            axes.set_ylabel(metric, fontsize=8)
+            axes.tick_params(labelsize=7)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, LEGEND_HEIGHT / height, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=len(methods), fontsize=11, frameon=True)
+    return figure
+
+
+def label_of(method: str) -> str:
+    """A method's name in the legend."""
+    from rsdbench.engine.methods import METHODS
+
+    return LABELS.get(method) or (METHODS[method].label if method in METHODS else method)
+
+
+def main(arguments: list[str]) -> None:
+    """Draw a results folder into a file, and say what is missing from it.
+
+    Raises:
+        UsageError: the folder holds no usable results, or the file cannot be written.
+    """
+    parser = argparse.ArgumentParser("rsdbench figure", description="Draw the grid of charts of a results folder.")
+    parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled")
+    parser.add_argument("--out", type=Path, required=True, help="FILE.png, FILE.pdf or FILE.svg")
+    args = parser.parse_args(arguments)
+    if args.out.suffix not in FORMATS:
+        raise UsageError(f"--out '{args.out}' must end in {', '.join(FORMATS)}")
+    results = Results.load(args.results)
+    points = figure_points(results)
+    if points.empty:
+        raise UsageError(f"'{args.results}' holds only autoregressive decoding: run at least one method")
+    figure = draw(points, results.rows, results.methods)
+    partial = args.out.with_name(f".{args.out.name}.partial")
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format=args.out.suffix[1:], dpi=130, metadata=NO_DATES.get(args.out.suffix))
+        partial.replace(args.out)
+    except OSError as error:
+        raise UsageError(f"figure '{args.out}' cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{args.out}: {len(results.rows)} rows, {len(figure.axes)} charts, {len(points)} points")
+    if missing := results.missing():
+        print(missing)
+
+
+NO_DATES = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same points, the same file

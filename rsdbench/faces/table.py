@@ -1,0 +1,69 @@
+"""`rsdbench table`: the numbers behind the figure, with intervals, on the screen and as CSV."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from rsdbench.errors import UsageError
+from rsdbench.experiment.points import METRICS, Results, all_points, figure_points
+
+
+def print_points(points: pd.DataFrame, rows: list[str]) -> None:
+    """One table a row of the figure: a line for each method and budget, a column for each metric."""
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for row in rows:
+        own = points[points.row == row]
+        table = Table(title=row, title_justify="left")
+        for name in ("method", "budget", *METRICS):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        for (method, budget), group in own.groupby(["method", "budget"], sort=False):
+            values = {p.metric: p for p in group.itertuples()}
+            cells = [cell_text(values[m]) if m in values else "-" for m in METRICS]
+            table.add_row(method, str(budget), *cells)
+        console.print(table)
+
+
+def cell_text(point: object) -> str:
+    """Value, interval and structure of a point; "-" if it is undefined, such as a ratio to a score of 0."""
+    if math.isnan(point.value):
+        return "-"
+    return f"{point.value:.3f} [{point.low:.3f}, {point.high:.3f}] {point.structure}"
+
+
+def main(arguments: list[str]) -> None:
+    """Print the points of a results folder, or write them as CSV.
+
+    Raises:
+        UsageError: the folder holds no usable results, or the file cannot be written.
+    """
+    parser = argparse.ArgumentParser("rsdbench table", description="The points of a results folder.")
+    parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled")
+    parser.add_argument("--out", type=Path, help="write CSV: row, metric, method, budget, value, low, high, structure")
+    parser.add_argument("--all", action="store_true", help="every structure, not only the best one of each point")
+    args = parser.parse_args(arguments)
+    if args.out is not None and args.out.suffix != ".csv":
+        raise UsageError(f"--out '{args.out}' must end in .csv")
+    results = Results.load(args.results)
+    points = all_points(results) if args.all else figure_points(results)
+    if args.out is None:
+        print_points(points, results.rows)
+    else:
+        partial = args.out.with_name(f".{args.out.name}.partial")
+        try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            points.to_csv(partial, index=False)
+            partial.replace(args.out)
+        except OSError as error:
+            raise UsageError(f"table '{args.out}' cannot be written: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        print(f"{args.out}: {len(points)} points")
+    if missing := results.missing():
+        print(missing)
