@@ -64,8 +64,8 @@ RECIPES = {
     "opt-70k": Recipe({"width": 40, "layers": 2, "heads": 4, "ffn": 120}, 5e-3, 6e6, 0.08,
                       extra={"embedding": 24, "pre_norm": False}),
     "opt-2.6m": Recipe({"width": 192, "layers": 5, "heads": 4, "ffn": 832}, 2.5e-3, 6e6, 0.04),
-    "opt-6m": Recipe({"width": 288, "layers": 6, "heads": 6, "ffn": 1056}, 2e-3, 6e6, 0.03),
-    "opt-13.2m": Recipe({"width": 384, "layers": 7, "heads": 6, "ffn": 1600}, 1e-3, 4e6, 0.03, batch_tokens=1024),
+    "opt-6m": Recipe({"width": 288, "layers": 6, "heads": 6, "ffn": 1056}, 2e-3, 5e6, 0.03),
+    "opt-13.2m": Recipe({"width": 384, "layers": 7, "heads": 6, "ffn": 1600}, 1e-3, 3.5e6, 0.03, batch_tokens=1024),
 }  # fmt: skip
 
 

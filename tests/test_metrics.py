@@ -1,0 +1,87 @@
+"""Metrics against the libraries they stand on, and their intervals against known laws."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from rsdbench.experiment import metrics
+
+TEXTS = ["the cat sat on the mat", "a dog runs", "library for parsing files of the format", "", "tool to read mail"]
+REFERENCES = [
+    "the cat is on the mat", "the dog runs fast", "library for parsing files in many formats", "shared data",
+    "tool to read mail",
+]  # fmt: skip
+
+
+def quality(**columns):
+    n = len(next(iter(columns.values())))
+    base = {"depth": [6] * n, "drafter_params": [1] * n, "target_params": [20] * n, "metric": ["bleu"] * n}
+    return pd.DataFrame({**base, "prompt_id": [f"p{i}" for i in range(n)], **columns})
+
+
+def test_block_efficiency_is_a_ratio_of_sums():
+    value, low, high = metrics.block_efficiency(quality(new_tokens=[10, 100, 30], blocks=[10, 20, 30]))
+    assert value == pytest.approx(140 / 60)
+    assert 1.0 <= low <= value <= high <= 5.0
+
+
+def test_mbsu_divides_by_the_cost_of_drafting():
+    frame = quality(new_tokens=[10, 100], blocks=[10, 20])
+    assert metrics.mbsu(frame).value == pytest.approx(110 / 30 / (6 / 20 + 1))
+
+
+def test_token_rate_is_relative_to_ar_on_the_same_prompts():
+    frame = pd.DataFrame(
+        {"new_tokens": [10, 20], "decode_s": [1.0, 1.0], "ar_new_tokens": [10, 20], "ar_decode_s": [2.0, 2.0]}
+    )
+    assert metrics.token_rate(frame) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_one_prompt_has_no_width():
+    assert metrics.block_efficiency(quality(new_tokens=[12], blocks=[4])) == pytest.approx((3, 3, 3))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """Of 200 experiments about 95 % cover; fewer than 87 % has a chance below 1e-4 (bootstrap shortfall included)."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        blocks = rng.integers(10, 30, 100)
+        frame = quality(new_tokens=(blocks * rng.gamma(20, 0.1, 100)), blocks=blocks)
+        _, low, high = metrics.block_efficiency(frame)
+        covered += low <= 2.0 <= high
+    assert covered >= 0.87 * 200
+
+
+def test_corpus_bleu_is_sacrebleus():
+    counts = np.array([[1, 1, 1, 1, 1], [2, 0, 3, 1, 0]])
+    ours = metrics.corpus_bleu(pd.Series(TEXTS), pd.Series(REFERENCES), counts)
+    theirs = []
+    for row in counts:
+        picked = [i for i, n in enumerate(row) for _ in range(n)]
+        score = sacrebleu.corpus_bleu([TEXTS[i] for i in picked], [[REFERENCES[i] for i in picked]])
+        theirs.append(score.score)
+    assert ours == pytest.approx(theirs)
+
+
+def test_rouge_is_the_mean_of_the_librarys():
+    scorer = RougeScorer(["rouge2"], use_stemmer=True)
+    theirs = [scorer.score(r, t)["rouge2"].fmeasure for t, r in zip(TEXTS, REFERENCES, strict=True)]
+    ours = metrics.mean_rouge2(pd.Series(TEXTS), pd.Series(REFERENCES), np.ones((1, 5), dtype=int))
+    assert ours[0] == pytest.approx(100 * np.mean(theirs))
+
+
+@pytest.mark.parametrize("metric", ["bleu", "rouge2"])
+def test_accuracy_is_paired_by_prompt(metric):
+    own = quality(text=TEXTS, reference=REFERENCES, metric=[metric] * 5)
+    shuffled = own.sample(frac=1, random_state=1)
+    assert metrics.accuracy(own, shuffled) == pytest.approx((1.0, 1.0, 1.0))
+    better = own.assign(text=own.reference)
+    assert metrics.accuracy(better, own).value > 1.2
+
+
+def test_a_score_of_zero_gives_no_ratio():
+    own = quality(text=["x"] * 3, reference=["a b c"] * 3, metric=["rouge2"] * 3)
+    assert np.isnan(metrics.accuracy(own, own).value)
