@@ -143,6 +143,8 @@ def test_no_prompts_give_no_tokens(pairs):
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
         ({"top_p": 1.1}, r"top_p must lie in \(0, 1\]"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be at least 1"),
+        ({"prompts": [2, 3]}, "prompts must be a list of lists"),
         ({"prompts": [[2, 3], []]}, "prompt 1 is empty"),
         ({"prompts": [[2] * 64]}, "prompt 0 has 64 tokens, but the models have 64 positions"),
         ({"prompts": [[2, 64]]}, "outside the vocabulary of 64"),

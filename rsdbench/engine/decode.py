@@ -71,11 +71,13 @@ def check_prompts(pair: Pair, prompts: list[list[int]], max_new_tokens: int) -> 
     Raises:
         UsageError: as in `generate`.
     """
-    if max_new_tokens < 1:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     limit = min(position_limit(pair.target), position_limit(pair.drafter))
     vocabulary = pair.target.config.vocab_size
     for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, list | tuple):
+            raise UsageError("prompts must be a list of lists of token ids, one list a prompt")
         if not prompt:
             raise UsageError(f"prompt {i} is empty: give at least one token, such as the model's BOS")
         if len(prompt) >= limit:

@@ -61,12 +61,17 @@ def verify(
         row = torch.where(going, node.squeeze(1) + level.start + 1, row)
         rows.append(torch.where(going, row, 0))
         tokens.append(token)
-        if logits.device.type == "cpu" and not going.any():  # on an accelerator the question would stall its queue
+        if reading_is_free(logits.device) and not going.any():
             break
     else:
         p = warp.law(logits[sequence, row])
         last = p if last is None else torch.where(going.unsqueeze(1), p, last)
     return finish(shape, last, rows, tokens, noise)
+
+
+def reading_is_free(device: torch.device) -> bool:
+    """Whether the host may look at a tensor: on an accelerator it would stall the queue, so there the walk goes on."""
+    return device.type == "cpu"
 
 
 def finish(shape: TreeShape, last: Tensor, rows: list[Tensor], tokens: list[Tensor], noise: Tensor) -> Outcome:

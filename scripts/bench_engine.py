@@ -1,0 +1,152 @@
+"""How much the engine adds to its models' own forwards, and what batching gains.
+
+    python scripts/bench_engine.py [--targets opt-6m opt-13.2m] [--out results/bench/engine.json]
+
+Two tables, printed and written as JSON. Both compare things in one process and by turns, and show medians of ratios,
+because machines are shared and noisy.
+
+1. Batch 16 against batch 1, in tokens a second of decoding, for AR and for each method at budgets 6 and 30.
+2. Decode time of a block against the sum of its bare forwards: L drafter forwards at their widths and one target
+   forward at B + 1 rows, with the same cache and masks, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import rsdbench
+from rsdbench.engine.decode import Generation
+from rsdbench.engine.lane import Lane
+from rsdbench.engine.methods import BASELINE, METHODS, get_shape
+from rsdbench.engine.models import Pair
+from rsdbench.experiment.tasks import DATA
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPERATURE, NEW_TOKENS, BATCH = 0.3, 32, 16
+BUDGETS = (6, 30)
+
+
+def prompts_of(pair: Pair) -> list[list[int]]:
+    """BATCH prompts of the synopsis task, cut to 100 tokens."""
+    sources = pd.read_parquet(DATA / "debian_synopsis.parquet").source[:BATCH]
+    return [pair.tokenizer(s).input_ids[:100] for s in sources]
+
+
+def cases(budgets: tuple[int, ...]) -> list[tuple[str, str]]:
+    """AR, and the first structure of each method at each budget."""
+    found = [(BASELINE, "0")]
+    for name, method in METHODS.items():
+        found += [(name, method.drafting.structures[b][0]) for b in budgets if b in method.drafting.structures]
+    return found
+
+
+def rate(out: Generation) -> float:
+    """Tokens a second of decoding."""
+    return sum(map(len, out.tokens)) / out.decode_s
+
+
+def batch_gain(pair: Pair, method: str, structure: str, repeats: int) -> float:
+    """Median ratio of tokens a second, batch 16 to batch 1, measured by turns."""
+    prompts = prompts_of(pair)
+
+    def run(batch: list[list[int]], seed: int) -> float:
+        return rate(rsdbench.generate(pair, batch, method, structure, NEW_TOKENS, TEMPERATURE, seed=seed))
+
+    run(prompts, 0)
+    run(prompts[:1], 0)
+    ratios = []
+    for i in range(repeats):
+        single = statistics.median(run([prompts[(4 * i + j) % BATCH]], i) for j in range(4))
+        ratios.append(run(prompts, i) / single)
+    return statistics.median(ratios)
+
+
+def bare_forwards(pair: Pair, method: str, structure: str, length: int) -> Callable[[], None]:
+    """A function that runs one block's forwards and nothing else, on sequences of `length` tokens."""
+    shape = get_shape(method, structure)
+    target = Lane(pair.target, shape, 1, length + shape.depth + 2)
+    drafter = Lane(pair.drafter, shape, 1, length + shape.depth + 2) if shape.depth else None
+    position = torch.tensor([length])
+    ancestors = torch.eye(1 + shape.budget, dtype=torch.bool).unsqueeze(0)
+    tokens = torch.full((1, 1 + shape.budget), 5)
+    target_bias = target.bias(ancestors, position, length)
+    steps = []
+    if drafter is not None:
+        bias = drafter.bias(ancestors, position, length, previous=True)
+        for depth in range(1, shape.depth):
+            rows = slice(shape.level(depth).start + 1, shape.level(depth).stop + 1)
+            steps.append((tokens[:, rows], rows.start, bias[:, :, rows]))
+        first = bias[:, :, :1].expand(1, 1, 2, -1)
+
+    @torch.inference_mode()
+    def run() -> None:
+        if drafter is not None:
+            drafter.previous_and_root(tokens[:, :1].expand(1, 2), position, first)
+            for level_tokens, row, level_bias in steps:
+                drafter.rows(level_tokens, row, position, level_bias)
+        target.rows(tokens, 0, position, target_bias)
+
+    return run
+
+
+def overhead(pair: Pair, method: str, structure: str, repeats: int) -> tuple[float, float]:
+    """Median ratio of a block's decode time to its bare forwards by turns, and the median bare time in ms."""
+    prompt = prompts_of(pair)[0]
+    bare = bare_forwards(pair, method, structure, len(prompt) + NEW_TOKENS // 2)
+    ratios, times = [], []
+    for i in range(repeats + 1):
+        out = rsdbench.generate(pair, [prompt], method, structure, NEW_TOKENS, TEMPERATURE, seed=i)
+        blocks = sum(out.blocks)
+        start = time.perf_counter()
+        for _ in range(blocks):
+            bare()
+        seconds = time.perf_counter() - start
+        if i:  # the first is the warm-up
+            ratios.append(out.decode_s / seconds)
+            times.append(1e3 * seconds / blocks)
+    return statistics.median(ratios), statistics.median(times)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--targets", nargs="+", default=["opt-6m", "opt-13.2m"])
+    parser.add_argument("--drafter", default="opt-25k")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "engine.json")
+    args = parser.parse_args()
+    rows = []
+    for target in args.targets:
+        pair = rsdbench.load_pair(target, args.drafter)
+        for method, structure in cases(BUDGETS):
+            gain = batch_gain(pair, method, structure, args.repeats)
+            ratio, bare_ms = overhead(pair, method, structure, 3 * args.repeats)
+            rows.append(
+                {"target": target, "drafter": args.drafter, "method": method, "structure": structure,
+                 "batch_16_over_1": round(gain, 2), "decode_over_bare_forwards": round(ratio, 3),
+                 "bare_forwards_ms": round(bare_ms, 2)}
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+    table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(width=130).print(table)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
