@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.experiment.cells import planned_cells
-from rsdbench.experiment.compose import AXES, CONFIGS, compose_row, row_configs
+from rsdbench.experiment.compose import AXES, CONFIGS, compose, row_configs
 
 TABLE = {
     "sd": {6: ["6"], 10: ["10"], 14: ["14"], 21: ["21"], 30: ["30"]},
@@ -28,13 +28,13 @@ def names(group):
 
 
 def rows(*overrides):
-    return row_configs(compose_row(list(overrides)), list(overrides))
+    return row_configs(list(overrides))
 
 
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_choice_composes_with_every_experiment(experiment):
     for drafter, target, dataset in itertools.zip_longest(*map(names, AXES), fillvalue="all"):
-        config = compose_row(
+        config, _ = compose(
             [f"experiment={experiment}", f"drafter={drafter}", f"target={target}", f"dataset={dataset}"]
         )
         assert config.name == experiment
@@ -82,6 +82,14 @@ def test_axes_narrow_the_grid_and_overrides_reach_every_row():
         (d, s) for d in ("opt-25k", "opt-70k") for s in ("debian-de-en", "debian-synopsis")
     ]
     assert {(c.target.name, c.dataset.num_prompts) for c in configs} == {("opt-6m", 3)}
+
+
+def test_a_model_of_ones_own_has_a_name_and_a_path():
+    (config,) = rows(
+        "experiment=standin", "drafter=opt-25k", "target=opt-6m", "dataset=xsum", "target.path=/my/model",
+        "target.name=mine",
+    )  # fmt: skip
+    assert (config.target.name, config.target.path) == ("mine", "/my/model")
 
 
 def test_the_stand_ins_answer_to_the_papers_dataset_names():

@@ -1,6 +1,7 @@
 """End to end: the command line runs all 12 rows, resumes by content, and draws what it finds."""
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.experiment.points import METRICS, Results, figure_points
 from rsdbench.faces.figure import draw
+
+from .conftest import tiny_opt
 
 BUDGETS = [6, 10, 14, 21, 30]
 CELLS = 12 * (1 + 4 * 5)  # one structure a method and budget, and AR
@@ -281,6 +284,28 @@ def test_bad_input_to_other_commands_is_one_line_and_code_2(partial, arguments, 
     _, err = rsdbench(*(str(partial) if a == "RESULTS" else a for a in arguments), code=2)
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_drafter_of_another_vocabulary_is_refused(tmp_path):
+    tiny_opt(1, vocabulary=64).save_pretrained(tmp_path / "model")
+    _, err = rsdbench("run", *ONE, f"drafter.path={tmp_path / 'model'}", f"results={tmp_path / 'results'}", code=2)
+    assert err == "rsdbench: target has a vocabulary of 1024 tokens and drafter one of 64: they must share one\n"
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_terminal_shows_a_live_bar(tmp_path):
+    """A real pseudo-terminal: cells done, tokens a second and time left."""
+    shown = bytearray()
+
+    def read(descriptor):
+        data = os.read(descriptor, 4096)
+        shown.extend(data)
+        return data
+
+    command = [sys.executable, "-m", "rsdbench", "run", *ONE, "methods=[sd]", f"results={tmp_path}"]
+    assert pty.spawn(command, read) == 0
+    for part in (b"OPT-25K-2.6M, De-En", b"2/2 cells", b"tokens/s", b"left"):
+        assert part in shown
 
 
 def test_help_and_version():

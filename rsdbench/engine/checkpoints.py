@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from rsdbench.errors import UsageError
@@ -40,6 +41,7 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> str:
     return name
 
 
+@lru_cache
 def require_hub(name: str, revision: str | None, kind: str) -> None:
     """Check that a hub repository ("model" or "dataset") is in the local cache or can be reached now.
 

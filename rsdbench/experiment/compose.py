@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.errors import UsageError
@@ -21,16 +21,22 @@ CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "conf
 AXES = {"drafter": "drafters", "target": "targets", "dataset": "datasets"}
 
 
-def compose_row(overrides: list[str]) -> DictConfig:
-    """One row's configuration. A launcher's worker process has no initialised Hydra, the main process has."""
+def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """A configuration, and what was chosen for each config group.
+
+    A launcher's worker process has no initialised Hydra, the main process has.
+    """
     ready = GlobalHydra.instance().is_initialized()
     with nullcontext() if ready else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", overrides)
+        config = hydra.compose("config", overrides, return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config.hydra
     OmegaConf.resolve(config)
-    return config
+    return config, choices
 
 
-def row_configs(config: DictConfig, overrides: list[str]) -> list[DictConfig]:
+def row_configs(overrides: list[str]) -> list[DictConfig]:
     """The rows that a job runs: every value of an axis that is left at `all`, each row composed anew.
 
     overrides: the job's own, so that what the user changes on an axis applies to each of its values.
@@ -38,9 +44,10 @@ def row_configs(config: DictConfig, overrides: list[str]) -> list[DictConfig]:
     Raises:
         UsageError: the experiment names no values for an axis that is left open.
     """
+    config, choices = compose(overrides)
     values = []
     for axis, axes in AXES.items():
-        chosen = config[axis].name
+        chosen = choices[axis]
         alias = OmegaConf.to_container(config.dataset_alias) if axis == "dataset" else {}
         if chosen == "all" and not config.grid[axes]:
             raise UsageError(f"experiment '{config.name}' has no list of {axes}: choose one with {axis}=NAME")
@@ -48,7 +55,7 @@ def row_configs(config: DictConfig, overrides: list[str]) -> list[DictConfig]:
     parsed = OverridesParser.create().parse_overrides(overrides)
     others = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group not in AXES]
     return [
-        compose_row([*others, *(f"{axis}={value}" for axis, value in zip(AXES, row, strict=True))])
+        compose([*others, *(f"{axis}={value}" for axis, value in zip(AXES, row, strict=True))])[0]
         for row in itertools.product(*values)
     ]
 

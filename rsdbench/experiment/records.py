@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsdbench import __version__
 from rsdbench.errors import UsageError
 from rsdbench.experiment.cells import Cell
+from rsdbench.files import whole_file
 
 COLUMNS = pa.schema(
     [
@@ -83,21 +83,13 @@ def prepare(results: Path) -> None:
 
 
 def write(cell: Cell, results: Path, rows: list[dict[str, Any]], metadata: dict[str, str]) -> None:
-    """Write a cell's record under another name and rename it, so that it is complete or absent."""
+    """Write a cell's record, complete or not at all."""
     table = pa.Table.from_pylist(rows, COLUMNS)
     config = {**OmegaConf.to_container(cell.row.config, resolve=True), "cell": cell.config}
     metadata = {**metadata, "config": OmegaConf.to_yaml(OmegaConf.create(config))}
     table = table.replace_schema_metadata({f"rsdbench.{key}": value for key, value in metadata.items()})
-    path = cell.path(results)
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as stream:
-            pq.write_table(table, stream, write_page_checksum=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(cell.path(results)) as stream:
+        pq.write_table(table, stream, write_page_checksum=True)
 
 
 def is_done(cell: Cell, results: Path) -> bool:

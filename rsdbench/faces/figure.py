@@ -10,8 +10,11 @@ import pandas as pd
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment.points import METRICS, Results, figure_points
+from rsdbench.faces.output import output
 
 FORMATS = (".png", ".pdf", ".svg")
+NO_DATES = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same points, the same file
+RESOLUTION = 130  # dots an inch, of .png
 # the paper's styles; a method that is not among them gets the next colour of seaborn's palette
 STYLES: dict[str, dict[str, Any]] = {
     "sd": {"color": "tab:orange", "linestyle": ":", "marker": "x"},
@@ -82,18 +85,9 @@ def main(arguments: list[str]) -> None:
     if points.empty:
         raise UsageError(f"'{args.results}' holds only autoregressive decoding: run at least one method")
     figure = draw(points, results.rows, results.methods)
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format=args.out.suffix[1:], dpi=130, metadata=NO_DATES.get(args.out.suffix))
-        partial.replace(args.out)
-    except OSError as error:
-        raise UsageError(f"figure '{args.out}' cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    kind = args.out.suffix
+    with output(args.out) as stream:
+        figure.savefig(stream, format=kind[1:], dpi=RESOLUTION, metadata=NO_DATES.get(kind))
     print(f"{args.out}: {len(results.rows)} rows, {len(figure.axes)} charts, {len(points)} points")
     if missing := results.missing():
         print(missing)
-
-
-NO_DATES = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same points, the same file

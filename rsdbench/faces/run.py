@@ -16,10 +16,10 @@ from rsdbench.errors import UsageError
 from rsdbench.experiment.compose import CONFIGS, check_sources, row_configs
 
 
-def job(config: DictConfig) -> None:
+def job(_: DictConfig) -> None:
     """A Hydra job. Bad input ends it as an exit, not as an exception, which Hydra would announce in its own words."""
     try:
-        run_rows(config)
+        run_rows(list(HydraConfig.get().overrides.task))
     except UsageError as error:
         print(f"rsdbench: {error}", file=sys.stderr)
         sys.exit(2)
@@ -28,9 +28,9 @@ def job(config: DictConfig) -> None:
         sys.exit(2)
 
 
-def run_rows(config: DictConfig) -> None:
+def run_rows(overrides: list[str]) -> None:
     """Check every row of a job before the first model is loaded, then run them one after another."""
-    configs = row_configs(config, list(HydraConfig.get().overrides.task))
+    configs = row_configs(overrides)
     for row_config in configs:
         check_sources(row_config)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment.points import METRICS, Results, all_points, figure_points
+from rsdbench.faces.output import output
 
 
 def print_points(points: pd.DataFrame, rows: list[str]) -> None:
@@ -55,15 +56,8 @@ def main(arguments: list[str]) -> None:
     if args.out is None:
         print_points(points, results.rows)
     else:
-        partial = args.out.with_name(f".{args.out.name}.partial")
-        try:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            points.to_csv(partial, index=False)
-            partial.replace(args.out)
-        except OSError as error:
-            raise UsageError(f"table '{args.out}' cannot be written: {error.strerror or error}") from None
-        finally:
-            partial.unlink(missing_ok=True)
+        with output(args.out) as stream:
+            points.to_csv(stream, index=False)
         print(f"{args.out}: {len(points)} points")
     if missing := results.missing():
         print(missing)
