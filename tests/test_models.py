@@ -67,6 +67,7 @@ def test_folders_and_loaded_models_give_the_same_tokens(tmp_path, make):
     assert len(list((tmp_path / "target").glob("*.safetensors"))) > 1
     loaded = rsdbench.load_pair(str(tmp_path / "target"), str(tmp_path / "drafter"), device="cpu", dtype="float32")
     given = rsdbench.load_pair(target, drafter)
+    assert loaded.tokenizer is given.tokenizer is None, "no tokenizer is made up for a folder without one"
     assert given.target is target
     assert given.drafter is drafter
     for temperature in (0, 1):

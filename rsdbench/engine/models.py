@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.errors import UsageError
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,6 +90,9 @@ def load_tokenizer(path: str | None, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     if path is None:
+        return None
+    # without any of these files, transformers would make up an empty tokenizer from the model's type
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision or "main")

@@ -27,6 +27,7 @@ class Progress:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"),
             TextColumn("{task.fields[rate]:.0f} tokens/s"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            auto_refresh=False,  # a thread that redraws would disturb what is being timed
         )  # fmt: skip
         self.task = self.bar.add_task("", total=cells, rate=0.0)
 
@@ -40,7 +41,7 @@ class Progress:
     def row(self, label: str) -> None:
         """The row that runs now."""
         self.label = label
-        self.bar.update(self.task, description=label)
+        self.bar.update(self.task, description=label, refresh=True)
 
     def finished(self, cell: Cell, tokens: int) -> None:
         """A cell is done."""
@@ -48,7 +49,8 @@ class Progress:
         self.tokens += tokens
         now = time.monotonic()
         rate = self.tokens / (now - self.started)
-        self.bar.update(self.task, completed=self.done, rate=rate, description=f"{self.label}: {cell.method}")
+        text = f"{self.label}: {cell.method}"
+        self.bar.update(self.task, completed=self.done, rate=rate, description=text, refresh=True)
         if self.bar.disable and (now - self.printed > LINE_EVERY or self.done == self.cells):
             self.printed = now
             left = (now - self.started) / self.done * (self.cells - self.done)
