@@ -74,6 +74,11 @@ class RowJob:
         return f"{drafter}-{target.removeprefix(family)}, {self.config.dataset.label}"
 
     @cached_property
+    def yaml(self) -> str:
+        """The resolved configuration as text."""
+        return OmegaConf.to_yaml(self.config)
+
+    @cached_property
     def content(self) -> dict[str, Any]:
         """What the row's cells depend on. A local model counts by its contents, not by where it lies."""
         plain = OmegaConf.to_container(self.config, resolve=True)

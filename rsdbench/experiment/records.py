@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 import subprocess
@@ -85,8 +86,7 @@ def prepare(results: Path) -> None:
 def write(cell: Cell, results: Path, rows: list[dict[str, Any]], metadata: dict[str, str]) -> None:
     """Write a cell's record, complete or not at all."""
     table = pa.Table.from_pylist(rows, COLUMNS)
-    config = {**OmegaConf.to_container(cell.row.config, resolve=True), "cell": cell.config}
-    metadata = {**metadata, "config": OmegaConf.to_yaml(OmegaConf.create(config))}
+    metadata = {**metadata, "config": cell.row.yaml, "cell": json.dumps(cell.config)}
     table = table.replace_schema_metadata({f"rsdbench.{key}": value for key, value in metadata.items()})
     with whole_file(cell.path(results)) as stream:
         pq.write_table(table, stream, write_page_checksum=True)

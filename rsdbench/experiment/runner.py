@@ -15,7 +15,7 @@ from rsdbench.experiment import records
 from rsdbench.experiment.cells import Cell, RowJob
 from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_token
 
-WARM_UP_TOKENS = 4
+WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
 TREE_POSITIONS = 32  # kept free behind a prompt's new tokens, whichever structures run: prompts must not depend on them
 
 
@@ -43,6 +43,7 @@ class RowRunner:
         self.examples = load_examples(config.dataset, self.pair.tokenizer, room)
         self.stop = stop_token(config.dataset, self.pair.tokenizer)
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
+        self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
         self.provenance = records.provenance(self.pair.target.device, dtype)
 
     def decode(self, cell: Cell, prompts: list[list[int]], method: str, structure: str, *seed: object) -> Generation:
@@ -54,8 +55,8 @@ class RowRunner:
         )  # fmt: skip
 
     def warm_up(self, cell: Cell) -> None:
-        """A few tokens with each of what is about to be timed, so that nothing is set up inside the clock."""
-        prompt = [self.examples[0].prompt]
+        """A block or two of each method that is about to be timed, so that nothing is set up inside the clock."""
+        prompt = [self.examples[0].prompt[:WARM_UP_PROMPT]]
         for method, structure in ((BASELINE, "0"), (cell.method, cell.structure)):
             generate(self.pair, prompt, method, structure, WARM_UP_TOKENS, self.config.decode.temperature)
 
@@ -97,8 +98,8 @@ class RowRunner:
             "tokens": tokens, "prefill_s": out.prefill_s / share, "decode_s": out.decode_s / share,
             **{f"{name}_s": seconds / share for name, seconds in out.phase_s.items()},
             "text": answer_text(tokens, self.pair.tokenizer), "reference": example.reference,
-            "metric": config.dataset.metric, "drafter_params": parameters(self.pair.drafter),
-            "target_params": parameters(self.pair.target), "temperature": config.decode.temperature,
+            "metric": config.dataset.metric, "drafter_params": self.drafter_params,
+            "target_params": self.target_params, "temperature": config.decode.temperature,
             "top_p": config.decode.top_p, "max_new_tokens": config.decode.max_new_tokens,
             "batch_size": config.quality.batch_size, "device": str(self.pair.target.device),
             "dtype": self.provenance["dtype"],
