@@ -206,7 +206,7 @@ def test_sweeps_run_row_jobs(partial, tmp_path, launcher):
 
 def test_settings_are_part_of_a_cells_name(partial):
     before = set(files(partial))
-    for change in ("decode.temperature=0.7", "seed=1", "decode.max_new_tokens=2"):
+    for change in ("decode.temperature=0.7", "seed=1", "decode.max_new_tokens=5"):
         out, _ = rsdbench("run", *ONE, "methods=[sd]", f"results={partial}/other", change)
         assert "2 cells done" in out
     assert set(files(partial)) == before
