@@ -46,6 +46,8 @@ class StorageLayer(CacheLayerMixin):
         """Columns of the storage."""
         return self.cache.columns
 
+    get_max_cache_shape = get_max_length  # its name in earlier releases of transformers
+
 
 class TreeCache(Cache):
     """Storage [layers, 2, B, H, columns, D], allocated once; 2 is keys and values."""
