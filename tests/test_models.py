@@ -133,6 +133,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_unknown_device_and_dtype_are_refused():
     assert "unknown device 'gpu'" in refusal("opt-2.6m", "opt-25k", device="gpu")
+    absent = "xpu" if torch.cuda.is_available() else "cuda"
+    assert f"device '{absent}' is not available here" in refusal("opt-2.6m", "opt-25k", device=absent)
     assert "unknown dtype 'int4'" in refusal("opt-2.6m", "opt-25k", dtype="int4")
 
 

@@ -46,14 +46,16 @@ def load_pair(
 
     Raises:
         UsageError: a model is neither on disk nor reachable, the vocabularies or tokenizers differ, or device or
-            dtype are unknown.
+            dtype are unknown or not available.
     """
-    if device == "auto":
-        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    here = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    device = here if device == "auto" else device
     try:
         place = torch.device(device)
     except RuntimeError:
         raise UsageError(f"unknown device '{device}': choose auto, cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", here):
+        raise UsageError(f"device '{device}' is not available here: choose auto or cpu")
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}': choose auto, {', '.join(DTYPES)}")
     kind = DTYPES.get(dtype) or (torch.float32 if place.type == "cpu" else torch.bfloat16)

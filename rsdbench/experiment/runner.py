@@ -56,9 +56,10 @@ class RowRunner:
 
     def warm_up(self, cell: Cell) -> None:
         """A block or two of each method that is about to be timed, so that nothing is set up inside the clock."""
+        settings = self.config.decode
         prompt = [self.examples[0].prompt[:WARM_UP_PROMPT]]
         for method, structure in ((BASELINE, "0"), (cell.method, cell.structure)):
-            generate(self.pair, prompt, method, structure, WARM_UP_TOKENS, self.config.decode.temperature)
+            generate(self.pair, prompt, method, structure, WARM_UP_TOKENS, settings.temperature, settings.top_p)
 
     def quality(self, cell: Cell) -> list[dict[str, Any]]:
         """Records of all prompts, decoded in batches of neighbours."""
@@ -106,17 +107,16 @@ class RowRunner:
         }  # fmt: skip
 
 
-def run_row(row: RowJob, results: Path, finished: Callable[[Cell, int], None]) -> int:
-    """Run the cells of a row job that have no record yet; returns how many.
+def run_row(row: RowJob, results: Path, finished: Callable[[Cell, int], None]) -> None:
+    """Run the cells of a row job that have no record yet.
 
     `finished` is called after each cell with the tokens it generated.
     """
     missing = [cell for cell in row.cells if not records.is_done(cell, results)]
     if not missing:
-        return 0
+        return
     runner = RowRunner(row)
     for cell in missing:
         rows = runner.quality(cell) + runner.speed(cell)
         records.write(cell, results, rows, runner.provenance)
         finished(cell, sum(r["new_tokens"] for r in rows))
-    return len(missing)

@@ -14,8 +14,8 @@ from torch import Tensor
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """I.i.d. standard Gumbel variables, float32, on the generator's device: -log(-log u) of uniforms u.
 
-    u lies on a grid of 2^-24, so a token's probability is met to about 6e-8. (`exponential_` would draw from a finer
-    grid, at seven times the cost on a CPU.)
+    u lies on a grid of 2^-24, so a token's probability is met to about 6e-8. (The logarithm of `exponential_`
+    took 4.5 times as long on a CPU, 0.62 ms against 0.14 for 31 rows of 1,024.)
     """
     uniform = torch.rand(shape, generator=generator, device=generator.device)
     return uniform.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
