@@ -25,3 +25,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and see that files can be made in it.
+
+    Raises:
+        OSError: they cannot.
+    """
+    probe = folder / f".{uuid.uuid4().hex}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()

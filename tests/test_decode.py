@@ -155,3 +155,20 @@ def test_bad_input_is_one_documented_exception(pairs, change, message):
     with pytest.raises(rsdbench.UsageError, match=message) as caught:
         rsdbench.generate(pairs["opt"], **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_equal_prompts_are_prefilled_once_and_decoded_each(pairs, monkeypatch):
+    from rsdbench.engine.lane import Lane
+
+    prefilled, real = [], Lane.prefill
+    monkeypatch.setattr(Lane, "prefill", lambda lane, tokens: prefilled.append(tokens.shape[0]) or real(lane, tokens))
+    prompts = [PROMPTS[i] for i in (0, 2, 0, 1, 2, 2)]
+    for method, structure, _ in [("ar", None, 0), *all_structures((6,))]:
+        prefilled.clear()
+        repeated = rsdbench.generate(pairs["opt"], prompts, method, structure, 12, temperature=0)
+        assert set(prefilled) == {3}
+        single = [rsdbench.generate(pairs["opt"], [p], method, structure, 12, temperature=0) for p in prompts]
+        assert repeated.tokens == [s.tokens[0] for s in single]
+        assert repeated.blocks == [s.blocks[0] for s in single]
+    out = rsdbench.generate(pairs["opt"], [PROMPTS[0]] * 50, "rsd_s", "2x3", 12, temperature=1.0)
+    assert len({tuple(t) for t in out.tokens}) > 40, "each copy draws its own tokens"

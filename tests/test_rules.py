@@ -1,121 +1,159 @@
-"""Verification rules alone, exactly: enumerate every ordered draft tuple in float64 and add up the output law."""
+"""Verification rules alone: the certificate's enumeration, its own checks, and rules that it must reject."""
 
 import itertools
 
 import pytest
 import torch
 
+from rsdbench.certificate.enumeration import (
+    BOUNDS,
+    SIZES,
+    enumerate_rule,
+    law_pairs,
+    optimal_acceptance,
+    proposals,
+    rules_alone,
+)
 from rsdbench.engine.methods import METHODS
+from rsdbench.rules import Verdict
 from rsdbench.rules.k_seq import at_least_one, k_seq, optimal_rho
 from rsdbench.rules.recursive_rejection import recursive_rejection
+from rsdbench.sampling.gumbel import gumbel_noise, top_k
 
 TOLERANCE = 1e-12
 
 
-def laws(size):
-    """Pairs (p, q) over `size` tokens: random from flat to spiky, and the corners where rules break."""
-    generator = torch.Generator().manual_seed(size)
-
-    def dirichlet(concentration):
-        gamma = torch._standard_gamma(torch.full((size,), concentration, dtype=torch.float64), generator=generator)
-        return (gamma + 1e-300) / (gamma + 1e-300).sum()
-
-    one_hot = torch.zeros(size, dtype=torch.float64)
-    one_hot[size // 2] = 1.0
-    first_half = torch.arange(size) < (size + 1) // 2
-    for p_shape, q_shape in itertools.product((5.0, 1.0, 0.2, 0.02), repeat=2):
-        yield dirichlet(p_shape), dirichlet(q_shape)
-    p, q = dirichlet(1.0), dirichlet(1.0)
-    yield p, p
-    yield p, one_hot
-    yield one_hot, q
-    yield one_hot, one_hot
-    yield p * first_half / (p * first_half).sum(), q
-    yield p, q * first_half / (q * first_half).sum()
-    yield p * first_half / (p * first_half).sum(), q * ~first_half / (q * ~first_half).sum()
-    tiny = torch.full((size,), 1e-300, dtype=torch.float64)
-    tiny[0] = 1.0
-    yield tiny, q
-    yield p, tiny
-    yield tiny, tiny.flip(0)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_output_law_is_p(method, dtype):
+    """Other random laws than the certificate's."""
+    evidence = next(x for x in rules_alone([method], seed=7) if x.dtype == dtype)
+    findings = evidence.conclude([part() for part in evidence.parts()])
+    most = {"ar": 0, "sd": 1}.get(method, 4 if dtype == torch.float64 else 7)
+    assert [f.setting.rpartition(" ")[2] for f in findings] == [str(k) for k in range(min(most, 1), most + 1)]
+    for finding in findings:
+        assert finding.statistic <= finding.bound == BOUNDS[dtype]
+        assert finding.acceptance <= finding.optimum + TOLERANCE + (dtype == torch.float32) * 1e-6
 
 
-def proposals(q, k, replacement):
-    """Every ordered tuple of k drafts with its probability; fewer drafts where q runs out of tokens."""
-    support = [x for x in range(len(q)) if q[x] > 0]
-    if replacement:
-        for drafts in itertools.product(support, repeat=k):
-            yield drafts, torch.stack([q[x] for x in drafts]).prod()
-        return
-    for drafts in itertools.permutations(support, min(k, len(support))):
-        probability, remaining = q.new_ones(()), q.clone()
-        for x in drafts:
-            probability = probability * remaining[x] / remaining.sum()
-            remaining[x] = 0.0
-        yield drafts, probability
+def test_methods_with_the_same_rule_and_kind_of_drafts_share_the_work():
+    both = [x.methods for x in rules_alone(list(METHODS), 0)]
+    assert both.count(("rsd_c", "rsd_s")) == 2
+    assert sorted(m for methods in both for m in methods) == sorted([*METHODS] * 2)
 
 
-def output_law(rule, p, q, k, replacement):
-    """The law of the first emitted token, and the probability that it is a draft."""
-    tuples = list(proposals(q, k, replacement))
-    drafts = torch.tensor([d + (0,) * (k - len(d)) for d, _ in tuples])
-    present = torch.tensor([[True] * len(d) + [False] * (k - len(d)) for d, _ in tuples])
-    weight = torch.stack([w for _, w in tuples])
-    n = len(tuples)
-    verdict = rule(p.expand(n, -1), q.expand(n, -1), drafts, present)
-    assert not verdict.residual.isnan().any()
-    assert (verdict.residual >= 0).all()
-    assert ((verdict.accept >= 0) & (verdict.accept <= 1)).all()
-    torch.testing.assert_close(verdict.residual.sum(1), torch.ones(n, dtype=p.dtype), rtol=0, atol=TOLERANCE)
-    out, reaching = torch.zeros_like(p), weight
-    for j in range(k):
-        out.index_add_(0, drafts[:, j], reaching * verdict.accept[:, j])
-        reaching = reaching * (1 - verdict.accept[:, j])
-    accepted = out.sum()
-    return out + (reaching.unsqueeze(1) * verdict.residual).sum(0), accepted
+@pytest.mark.parametrize("replacement", [False, True])
+def test_proposals_are_all_tuples_with_their_probabilities(replacement):
+    q = torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
+    every = proposals(q, 2, replacement)
+    law = {}
+    for (i, a), (j, b) in itertools.product(enumerate(q.tolist()), repeat=2):
+        chance = a * b if replacement else a * b / (1 - a) if i != j and a < 1 else 0.0
+        if chance:
+            law[i, j] = chance
+    assert {
+        tuple(d): pytest.approx(float(w)) for d, w in zip(every.drafts.tolist(), every.probability, strict=True)
+    } == law
+    assert every.present.all()
 
 
-def is_with_replacement(method):
-    return METHODS[method].rule is k_seq
+def test_drafts_are_missing_where_a_law_runs_out_of_tokens():
+    every = proposals(torch.tensor([0.25, 0.0, 0.75], dtype=torch.float64), 3, replacement=False)
+    assert every.present.tolist() == [[True, True, False]] * 2
+    assert [d[:2] for d in every.drafts.tolist()] == [[0, 2], [2, 0]]
+    assert every.probability.tolist() == [0.25, 0.75]
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
-@pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "ar"])
-def test_output_law_is_exactly_p(method, size, k):
-    for p, q in laws(size):
-        law, accepted = output_law(METHODS[method].rule, p, q, k, is_with_replacement(method))
-        assert (law - p).abs().max() <= TOLERANCE, (p, q)
-        assert accepted <= 1 + TOLERANCE
+def test_the_optimum_is_that_of_optimal_transport():
+    """The largest total acceptance over all ways to pair tokens with draft tuples that contain them, by linear
+    programming."""
+    from scipy.optimize import linprog
+
+    for size, k, replacement in ((3, 2, True), (4, 2, False), (3, 3, True)):
+        for p, q in list(law_pairs(size, 3))[:6]:
+            every = proposals(q, k, replacement)
+            cells = [(x, t) for t, drafts in enumerate(every.drafts.tolist()) for x in set(drafts)]
+            tokens = [[float(x == y) for x, _ in cells] for y in range(size)]
+            tuples = [[float(t == u) for _, t in cells] for u in range(len(every.drafts))]
+            limits = [*p.tolist(), *every.probability.tolist()]
+            best = -linprog([-1.0] * len(cells), A_ub=tokens + tuples, b_ub=limits).fun
+            assert optimal_acceptance(p, every) == pytest.approx(best, abs=1e-9)
+
+
+def test_law_pairs_have_the_corners():
+    pairs = [pair for size in SIZES for pair in law_pairs(size, 0)]
+    assert any((p == q).all() and (p > 0).all() for p, q in pairs)
+    assert any((p * q == 0).all() for p, q in pairs)
+    assert any((p[q == 0] > 0).any() for p, q in pairs)
+    assert any((q[p == 0] > 0).any() for p, q in pairs)
+    assert any((p == 1).any() for p, q in pairs)
+    assert any((q == 1).any() for p, q in pairs)
+    assert any(((q > 0) & (q < 1e-299)).any() for p, q in pairs)
+    for p, q in pairs:
+        torch.testing.assert_close(torch.stack([p.sum(), q.sum()]), torch.ones(2, dtype=p.dtype), rtol=0, atol=1e-12)
+
+
+def worst(rule, k, replacement, dtype=torch.float64):
+    return max(x.error for size in (3, 5) for x in enumerate_rule(rule, size, k, replacement, 0, dtype))
+
+
+def test_a_rule_for_the_other_kind_of_drafts_is_rejected():
+    assert worst(recursive_rejection, 2, replacement=True) > 1e-2
+    assert worst(k_seq, 2, replacement=False) > 1e-2
+
+
+def test_answers_that_are_no_probabilities_are_rejected():
+    def changed(change):
+        def rule(p, q, drafts, present):
+            return change(recursive_rejection(p, q, drafts, present))
+
+        return rule
+
+    mutants = {
+        "accept above 1": lambda v: Verdict(v.accept * 1.01, v.residual),
+        "residual of mass 1.01": lambda v: Verdict(v.accept, v.residual * 1.01),
+        "negative residual": lambda v: Verdict(v.accept, v.residual * 2 - v.residual.flip(1)),
+        "not a number": lambda v: Verdict(v.accept, v.residual / 0 * 0),
+        "accepts what is absent": lambda v: Verdict(v.accept.clamp(min=0.1), v.residual),
+    }
+    for name, change in mutants.items():
+        assert worst(changed(change), 3, replacement=False) == float("inf"), name
+
+
+def accepting_where_nothing_is_left(p, q, drafts, present):
+    """K-SEQ that accepts every draft where rounding leaves no residual: right in float64 unless p is nearly one-hot,
+    wrong by percents in float32 with five drafts or more."""
+    honest = k_seq(p, q, drafts, present)
+    number = present.sum(1, keepdim=True).to(p.dtype)
+    kept = torch.minimum(q, p / optimal_rho(p, q, number))
+    beta = kept.sum(1, keepdim=True)
+    mass = (p - kept * at_least_one(beta, number) / beta).relu().sum(1, keepdim=True)
+    return honest._replace(accept=torch.where((mass <= 0) & (p.gather(1, drafts) > 0), 1.0, honest.accept) * present)
+
+
+def test_losses_that_only_float32_shows_are_rejected():
+    assert worst(k_seq, 5, True, torch.float32) <= BOUNDS[torch.float32]
+    assert worst(accepting_where_nothing_is_left, 5, True, torch.float32) > 1e-2
 
 
 @pytest.mark.parametrize("rule", [recursive_rejection, k_seq])
 def test_one_draft_is_accepted_with_the_optimal_probability(rule):
-    for p, q in laws(4):
-        _, accepted = output_law(rule, p, q, 1, replacement=True)
-        torch.testing.assert_close(accepted, torch.minimum(p, q).sum(), rtol=0, atol=1e-6)
+    for (p, q), x in zip(law_pairs(4, 0), enumerate_rule(rule, 4, 1, replacement=True), strict=True):
+        assert x.acceptance == pytest.approx(float(torch.minimum(p, q).sum()), abs=TOLERANCE)
+        assert x.optimum == pytest.approx(x.acceptance, abs=TOLERANCE)
 
 
-def test_more_drafts_are_accepted_more_often_and_replacement_never_helps():
-    for p, q in laws(4):
-        for k in (2, 3):
-            _, fewer = output_law(recursive_rejection, p, q, k - 1, replacement=False)
-            _, without = output_law(recursive_rejection, p, q, k, replacement=False)
-            assert without >= fewer - TOLERANCE
-        _, one = output_law(k_seq, p, q, 1, replacement=True)
-        _, two = output_law(k_seq, p, q, 2, replacement=True)
-        assert two >= one - 1e-6
+@pytest.mark.parametrize(("rule", "replacement"), [(recursive_rejection, False), (k_seq, True)])
+def test_more_drafts_are_accepted_more_often(rule, replacement):
+    by_number = [[x.acceptance for x in enumerate_rule(rule, 4, k, replacement)] for k in (1, 2, 3)]
+    for one, two, three in zip(*by_number, strict=True):
+        assert one <= two + 1e-6 <= three + 2e-6
 
 
 def test_a_rule_that_does_not_renormalise_the_draft_law_is_rejected():
-    def mutant(p, q, drafts, present):
-        """d keeps the mass of removed siblings."""
-        first = recursive_rejection(p, q, drafts[:, :1], present[:, :1])
-        second = recursive_rejection(first.residual, q.scatter(1, drafts[:, :1], 0.0), drafts[:, 1:], present[:, 1:])
-        return second._replace(accept=torch.cat([first.accept, second.accept], 1))
+    from rsdbench.certificate.mutants import not_renormalised
 
-    worst = max(float((output_law(mutant, p, q, 2, False)[0] - p).abs().max()) for p, q in laws(5))
-    assert worst > 1e-3
+    assert worst(not_renormalised, 2, replacement=False) > 1e-3
 
 
 def test_without_drafts_the_residual_is_p():
@@ -157,3 +195,19 @@ def test_laws_in_float32_stay_laws():
         assert (verdict.residual.sum(1) - 1).abs().max() < 1e-4
         # K-SEQ's rho is ill-conditioned here (1 - (1 - 1/rho)^4 is flat at 1), the chance to accept is not
         assert (1 - verdict.accept).prod(1).max() < 1e-5
+
+
+def test_second_siblings_of_a_nearly_certain_token():
+    """The probability of all but one token lies below 1e-30: a second draft is still drawn and accepted rightly."""
+    q = torch.tensor([1.0, 2e-33, 1e-33, 1e-34])
+    p = torch.tensor([0.0, 0.2, 0.3, 0.5])
+    n = 20_000
+    _, drafts, valid = top_k(q.log() + gumbel_noise((n, 4), torch.Generator().manual_seed(0)), 2)
+    assert valid.all()
+    assert (drafts[:, 0] == 0).all()
+    verdict = recursive_rejection(p.expand(n, -1), q.expand(n, -1), drafts, valid)
+    share = torch.bincount(drafts[:, 1], minlength=4) / n
+    torch.testing.assert_close(share, q / q[1:].sum() * (q < 1), rtol=0.2, atol=0.02)
+    law = torch.zeros(4).index_add_(0, drafts[:, 1], verdict.accept[:, 1]) / n
+    law += ((1 - verdict.accept[:, 1:]) * verdict.residual).mean(0)
+    torch.testing.assert_close(law, p, rtol=0, atol=0.02)  # 5 standard deviations

@@ -8,6 +8,7 @@ Rejected rows stay where they are until the next block writes over them: `attent
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -94,6 +95,11 @@ class TreeCache(Cache):
             rows = self.storage[:, :, sequence, :, columns]
             self.storage[:, :, sequence, :, positions + self.scratch] = rows
 
+    def repeat(self, sources: Tensor, width: int) -> None:
+        """Give each sequence the first `width` positions of the sequence `sources` [B] names, all layers at once."""
+        prefix = self.storage[:, :, :, :, self.scratch : self.scratch + width]
+        prefix.copy_(prefix[:, :, sources])
+
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole sequences to other places of the batch, to close the gaps that finished ones leave."""
         if self.storage is not None and sources:
@@ -118,5 +124,12 @@ def attention_bias(ancestors: Tensor, length: Tensor, end: int, previous: bool, 
         ],
         dim=-1,
     )
-    bias = torch.zeros(visible.shape, dtype=dtype, device=length.device)
-    return bias.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+    return torch.where(visible, *bias_values(dtype, length.device)).unsqueeze(1)
+
+
+@lru_cache(maxsize=64)
+def bias_values(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What is added to the score of a column that is seen, and of one that is hidden."""
+    return torch.zeros((), dtype=dtype, device=device), torch.full(
+        (), torch.finfo(dtype).min, dtype=dtype, device=device
+    )

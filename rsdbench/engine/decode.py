@@ -126,12 +126,18 @@ class Decoder:
         return self.out
 
     def prefill(self) -> None:
-        """All tokens but each prompt's last go into both caches."""
+        """All tokens but each prompt's last go into both caches; equal prompts are computed once."""
         width = max(self.lengths)
-        tokens = torch.tensor([p[:-1] + [0] * (width - len(p) + 1) for p in self.prompts], device=self.device)
+        if not width:
+            return
+        place: dict[tuple[int, ...], int] = {}
+        copies = torch.tensor([place.setdefault(tuple(p), len(place)) for p in self.prompts], device=self.device)
+        tokens = torch.tensor([[*p[:-1], *[0] * (width - len(p) + 1)] for p in place], device=self.device)
         for lane in (self.target, self.drafter):
             if lane is not None:
-                lane.prefill(tokens.long())
+                lane.prefill(tokens)
+                if len(place) < len(self.prompts):
+                    lane.cache.repeat(copies, width)
 
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
@@ -157,17 +163,21 @@ class Decoder:
         host = torch.cat([outcome.accepted.unsqueeze(1), outcome.tokens], 1).tolist()
         clock.mark("verify")
 
-        self.commit(outcome)
+        self.commit(outcome, max(accepted for accepted, *_ in host))
         self.collect(host)
         clock.mark("commit")
 
-    def commit(self, outcome: Outcome) -> None:
-        """Move accepted rows behind the prefix in both caches, and step every sequence forward on the device."""
-        steps = torch.arange(self.shape.depth + 1, device=self.device)
+    def commit(self, outcome: Outcome, most: int) -> None:
+        """Move accepted rows behind the prefix in both caches, and step every sequence forward on the device.
+
+        most: accepted drafts of the sequence that has the most; deeper rows need not move.
+        """
+        steps = torch.arange(most + 1, device=self.device)
         positions = self.length.unsqueeze(1) + steps
-        self.target.cache.commit(outcome.rows + 1, positions)
-        if self.drafter is not None:  # the token before the root and all but the last level
-            columns = torch.nn.functional.pad(outcome.rows[:, :-1] + 1, (1, 0))
+        columns = outcome.rows[:, : most + 1] + 1
+        self.target.cache.commit(columns, positions)
+        if self.drafter is not None:  # the token before the root and all but the deepest row, which it may not have
+            columns = torch.nn.functional.pad(columns[:, :-1], (1, 0))
             self.drafter.cache.commit(columns, positions - 1)
         line = torch.cat([self.last_two[:, 1:], outcome.tokens], 1)
         accepted = outcome.accepted.unsqueeze(1)
@@ -194,7 +204,7 @@ class Decoder:
     def close(self, ended: list[int]) -> None:
         """Shrink the batch: living rows from its end take the places of ended ones before them."""
         keep = len(self.alive) - len(ended)
-        living = [row for row in range(keep, len(self.alive)) if row not in ended]
+        living = sorted(set(range(keep, len(self.alive))).difference(ended))
         gaps = [row for row in ended if row < keep]
         order = list(range(keep))
         for gap, row in zip(gaps, living, strict=True):

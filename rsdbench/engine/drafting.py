@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,8 +43,12 @@ def root_level(batch: int, device: torch.device) -> Level:
 
 @dataclass(frozen=True)
 class Drafting(ABC):
-    """A way to grow a tree. `structures` maps a budget to the structures that the benchmark compares."""
+    """A way to grow a tree. `structures` maps a budget to the structures that the benchmark compares.
 
+    replacement: whether the drafts below a node are independent draws; otherwise they are distinct, in draw order.
+    """
+
+    replacement: ClassVar[bool] = False
     form: str  # what a structure looks like, for messages
     pattern: str
     structures: dict[int, tuple[str, ...]]
@@ -88,6 +92,8 @@ class NoDrafting(Drafting):
 
 class Sequences(Drafting):
     """K independent sequences of length L; equal prefixes stay separate nodes."""
+
+    replacement = True
 
     def _shape(self, structure: str) -> TreeShape:
         count, length = beam_and_length(structure)

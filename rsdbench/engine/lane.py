@@ -31,8 +31,6 @@ class Lane:
         What padding writes lies behind each prompt's end, where it is hidden until it is written over.
         """
         batch, width = tokens.shape
-        if not width:
-            return
         start = self.cache.scratch
         self.cache.window(start, slice(start, start + width))
         future = torch.ones(width, width, dtype=torch.bool, device=self.device).triu(1)

@@ -1,14 +1,14 @@
 """The registry of methods: each is a drafting strategy and a verification rule.
 
-To add a method, write its rule as a file in `rsdbench/rules` and add one line to `METHODS`: the grid, the figure and
-the tests of exactness go through this table.
+To add a method, write its rule as a file in `rsdbench/rules` and add one line to `METHODS`: the grid, the figure, the
+certificate and the tests of exactness go through this table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsdbench.engine.drafting import BRANCHING, NO_DRAFTS, SEQUENCE, SEQUENCES, STOCHASTIC_BEAM, Drafting
+from rsdbench.engine.drafting import BRANCHING, NO_DRAFTS, SEQUENCE, SEQUENCES, STOCHASTIC_BEAM, Drafting, NoDrafting
 from rsdbench.engine.tree import TreeShape
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
@@ -54,7 +54,7 @@ def get_shape(name: str, structure: str | None) -> TreeShape:
         UsageError: unknown method, or a structure that is not of the method's form.
     """
     method = get_method(name)
-    if method.drafting is NO_DRAFTS:
+    if isinstance(method.drafting, NoDrafting):
         structure = structure or "0"
     if not isinstance(structure, str):
         raise UsageError(f"method '{name}' needs a structure of the form {method.drafting.form}, not {structure!r}")

@@ -114,6 +114,14 @@ def check_tokenizers(target: Any, drafter: Any) -> None:
         raise UsageError("target and drafter have different tokenizers: draft tokens would mean different text")
 
 
+def quiet_libraries() -> None:
+    """No progress bars and warnings of libraries between the lines of ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

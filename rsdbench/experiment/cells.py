@@ -13,11 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rsdbench.engine.checkpoints import fingerprint, resolve_checkpoint
-from rsdbench.engine.drafting import NO_DRAFTS
+from rsdbench.engine.drafting import NoDrafting
 from rsdbench.engine.methods import BASELINE, METHODS, get_method, get_shape
 from rsdbench.engine.models import DTYPES
 from rsdbench.errors import UsageError
 from rsdbench.sampling.laws import Warp
+from rsdbench.seeds import seed_from
 
 SCHEMA = 1  # of the records; part of every cell's name
 # the settings that a cell's tokens and times depend on, beside its models, dataset, method and structure
@@ -51,8 +52,7 @@ class Cell:
 
     def seed(self, *parts: object) -> int:
         """A seed of its own for each part of the cell's work."""
-        text = f"{self.id} {self.row.config.seed} {parts}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        return seed_from(f"{self.id} {self.row.config.seed} {parts}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def planned_cells(config: DictConfig) -> list[tuple[str, str]]:
         raise UsageError(f"methods must be a list such as [sd,rsd_s], not '{names}'")
     if not isinstance(config.budgets, ListConfig) or not all(isinstance(b, int) for b in config.budgets):
         raise UsageError(f"budgets must be a list of numbers such as [6,30], not '{config.budgets}'")
-    drafting = [name for name in dict.fromkeys(names) if get_method(name).drafting is not NO_DRAFTS]
+    drafting = [name for name in dict.fromkeys(names) if not isinstance(get_method(name).drafting, NoDrafting)]
     budgets = dict.fromkeys(config.budgets)
     return [(BASELINE, "0")] + [(m, s) for m in drafting for b in budgets for s in structures_of(config, m, b)]
 

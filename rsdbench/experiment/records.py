@@ -6,7 +6,6 @@ import json
 import platform
 import socket
 import subprocess
-import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsdbench import __version__
 from rsdbench.errors import UsageError
 from rsdbench.experiment.cells import Cell
-from rsdbench.files import whole_file
+from rsdbench.files import check_writable, whole_file
 
 COLUMNS = pa.schema(
     [
@@ -72,11 +71,8 @@ def prepare(results: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
-    probe = results / "cells" / f".{uuid.uuid4().hex}.partial"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        check_writable(results / "cells")
     except OSError as error:
         reason = error.strerror or str(error)
         hint = "give another one with results=DIR"

@@ -1,4 +1,4 @@
-"""The `rsdbench` command: `run` is a Hydra application, the other commands take results."""
+"""The `rsdbench` command: `run` is a Hydra application, the other commands take results or methods."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ usage: rsdbench COMMAND ...
   run [-m] [overrides]               decode every missing cell of an experiment (rsdbench run --help)
   figure RESULTS --out FILE          the grid of charts as .png, .pdf or .svg
   table RESULTS [--out FILE.csv]     the numbers behind it, with intervals
+  certify [methods] [--out DIR]      the losslessness certificate of every registered method
 
-Exit codes: 0 success, 2 bad input (one line says what is wrong and what would be right).
+Exit codes: 0 success, 1 a method is not certified, 2 bad input (one line says what is wrong and what would be right).
 """
 
 
@@ -41,7 +42,14 @@ def table(arguments: list[str]) -> None:
     table_main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": run, "figure": figure, "table": table}
+def certify(arguments: list[str]) -> None:
+    """The certificate."""
+    from rsdbench.faces.certify import main as certify_main
+
+    certify_main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": run, "figure": figure, "table": table, "certify": certify}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rsdbench.errors import UsageError
-from rsdbench.files import whole_file
+from rsdbench.files import check_writable, whole_file
+
+
+def check_folder(folder: Path) -> None:
+    """See before long work that its files can be written.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise refusal(folder, error) from None
 
 
 @contextmanager
@@ -23,6 +35,9 @@ def output(path: Path) -> Iterator[BinaryIO]:
         with whole_file(path) as stream:
             yield stream
     except OSError as error:
-        raise UsageError(
-            f"'{path}' cannot be written ({error.strerror or error}): give another file with --out"
-        ) from None
+        raise refusal(path, error) from None
+
+
+def refusal(path: Path, error: OSError) -> UsageError:
+    """What is said about a path that cannot be written."""
+    return UsageError(f"'{path}' cannot be written ({error.strerror or error}): give another one with --out")

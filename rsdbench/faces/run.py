@@ -48,6 +48,7 @@ def run_rows(overrides: list[str]) -> None:
         print(f"all {len(cells)} cells are done already: {results}")
         return
 
+    from rsdbench.engine.models import quiet_libraries
     from rsdbench.experiment.runner import run_row
     from rsdbench.faces.progress import Progress
 
@@ -57,14 +58,6 @@ def run_rows(overrides: list[str]) -> None:
             progress.row(row.label)
             run_row(row, results, progress.finished)
     print(f"{missing} cells done, {len(cells) - missing} were there already: {results}")
-
-
-def quiet_libraries() -> None:
-    """No progress bars and warnings of libraries between the lines of ours."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def one_line(error: Exception) -> str:

@@ -25,12 +25,10 @@ def k_seq(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
     some = at_least_one(beta, number)
     residual = (p - kept * torch.where(beta > 0, some / beta.clamp(min=tiny), number)).relu_()
     mass = residual.sum(-1, keepdim=True)
-    residual = torch.where((mass > 0) & (beta > 0) & (number > 0), residual / mass.clamp(min=tiny), p)
-
-    p_x, q_x = p.gather(1, drafts), q.gather(1, drafts)
-    accept = (p_x / (rho * q_x).clamp(min=tiny)).clamp(max=1)
-    certain = (mass <= 0) & (p_x > 0)  # nothing is left to emit otherwise: p = q up to rounding
-    return Verdict(torch.where(certain, 1.0, accept) * present, residual)
+    # its mass is (1 - beta)^k, the probability that it is needed: where that is lost to rounding, p does as well
+    residual = torch.where((mass >= tiny) & (beta > 0) & (number > 0), residual / mass.clamp(min=tiny), p)
+    accept = (p.gather(1, drafts) / (rho * q.gather(1, drafts)).clamp(min=tiny)).clamp(max=1)
+    return Verdict(accept * present, residual)
 
 
 def at_least_one(beta: Tensor, number: Tensor) -> Tensor:

@@ -24,10 +24,11 @@ def recursive_rejection(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -
         r_x, d_x = r.gather(1, x), d.gather(1, x)
         rest = (r - d).relu_()
         mass = rest.sum(-1, keepdim=True)
+        some = mass >= tiny
         # no mass left over means r = d up to rounding: then the draft is accepted for certain, if r can emit it
-        ratio = torch.where(mass > 0, r_x / d_x.clamp(min=tiny), r_x > 0)
+        ratio = torch.where(some, r_x / d_x.clamp(min=tiny), r_x > 0)
         accept.append(ratio.clamp(max=1) * here)
-        r = torch.where(here & (mass > 0), rest / mass.clamp(min=tiny), r)
+        r = torch.where(here & some, rest / mass.clamp(min=tiny), r)
         others = d.scatter(1, x, 0.0)
         d = torch.where(here, others / others.sum(-1, keepdim=True).clamp(min=tiny), d)
     return Verdict(torch.cat(accept, 1) if accept else p.new_zeros(drafts.shape), r)

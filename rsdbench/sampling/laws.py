@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +32,18 @@ class Warp:
             raise UsageError(f"top_p must lie in (0, 1], not {self.top_p}")
 
     def log_law(self, logits: Tensor) -> Tensor:
-        """Logits [..., V] -> log-probabilities [..., V], float32 or better; -inf where the probability is zero."""
+        """Logits [..., V] -> log-probabilities [..., V], float32 or better; -inf where the probability is zero.
+
+        What would underflow as a probability is zero here too: a token that can be drawn has a probability that a
+        verification rule can compute with, and keeps its relative precision when its siblings leave the law.
+        """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.temperature == 0:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, float("-inf")).scatter_(-1, best, 0.0)
         # the maximum goes first: dividing by a tiny temperature must not swamp the differences
         log_p = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).log_softmax(-1)
+        torch.nn.functional.threshold_(log_p, math.log(torch.finfo(log_p.dtype).tiny) + 1, float("-inf"))
         return log_p if self.top_p == 1 else nucleus(log_p, self.top_p)
 
     def law(self, logits: Tensor) -> Tensor:

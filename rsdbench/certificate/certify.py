@@ -1,0 +1,136 @@
+"""Gather the evidence for a list of methods, weigh it, and write the certificate down."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rsdbench.certificate.enumeration import rules_alone
+from rsdbench.certificate.evidence import Done, Evidence
+from rsdbench.certificate.joint import WARPS, Greedy, JointLaw, Reproducible, structures
+from rsdbench.certificate.mutants import MUTANTS
+from rsdbench.certificate.shipped import shipped_rows
+from rsdbench.engine.methods import METHODS, get_method
+from rsdbench.engine.models import quiet_libraries
+from rsdbench.errors import UsageError
+
+ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by all p-values (Bonferroni)
+SAMPLES, LEAST_SAMPLES = 200_000, 20_000
+MUTANT_P = 1e-9  # a mutant must be less likely than this to be lossless
+MUTANT_SAMPLES = 8_000  # fewer than the methods have: what is rejected with these is rejected with more
+CERTIFIED = ("sampling", "rules", "engine")  # the packages that a certificate is about
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def gather(methods: list[str], samples: int, seed: int) -> list[Evidence]:
+    """All that is to be checked, long pieces first.
+
+    Raises:
+        UsageError: an unknown method, a negative seed, or too few samples for the tests to have power.
+    """
+    for name in methods:
+        get_method(name)
+    if samples < LEAST_SAMPLES:
+        raise UsageError(f"--samples must be at least {LEAST_SAMPLES:,}, not {samples:,}: fewer would miss a mutant")
+    if seed < 0:
+        raise UsageError(f"--seed must be at least 0, not {seed}")
+    methods = list(dict.fromkeys(methods)) or list(METHODS)
+    joint = [
+        JointLaw(method, structure, warp, samples, seed)
+        for warp in WARPS
+        for method in methods
+        for structure in structures(method)
+    ]
+    pairs = [(method, structure) for method in methods for structure in structures(method)]
+    return [
+        *shipped_rows(methods, copies=samples // 1000, texts=max(4, samples // 12_500), seed=seed),
+        *joint,
+        *(JointLaw(m.method, m.structure, m.warp, MUTANT_SAMPLES, seed, m) for m in MUTANTS if m.method in methods),
+        *(Greedy(*pair) for pair in pairs),
+        *(Reproducible(*pair, seed) for pair in pairs),
+        *rules_alone(methods, seed),
+    ]
+
+
+def run(evidence: list[Evidence]) -> Iterator[Done]:
+    """Run all parts in worker processes; they come as they are finished.
+
+    As many workers with one thread each as torch would use threads in one process. They are told what the methods'
+    names mean here, so that a method which was registered a moment ago is certified like any other.
+    """
+    # a forked worker starts at once, and may be forked because it keeps to one thread, as torch's data loaders do
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(
+        torch.get_num_threads(), context, initializer=start_worker, initargs=(dict(METHODS),)
+    ) as pool:
+        try:
+            waiting = [
+                pool.submit(run_part, i, j, part)
+                for i, own in enumerate(evidence)
+                for j, part in enumerate(own.parts())
+            ]
+            for future in as_completed(waiting):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_part(evidence: int, place: int, part: Callable[[], Any]) -> Done:
+    """One part, in a worker process."""
+    started = time.perf_counter()
+    result = part()
+    return Done(evidence, place, result, time.perf_counter() - started)
+
+
+def start_worker(methods: dict[str, Any]) -> None:
+    """What each worker process does first."""
+    torch.set_num_threads(1)
+    quiet_libraries()
+    gc.freeze()  # the libraries' many objects need not be looked at whenever a batch makes its lists
+    METHODS.clear()
+    METHODS.update(methods)
+
+
+def conclude(evidence: list[Evidence], done: list[Done]) -> pd.DataFrame:
+    """One row a check, with its verdict: pass or fail; for a mutant, rejected or missed. seconds: of one core."""
+    rows = []
+    by_place = {(x.evidence, x.part): x for x in done}
+    for i, own in enumerate(evidence):
+        parts = [by_place[i, j] for j in range(len(own.parts()))]
+        findings = own.conclude([x.result for x in parts])
+        seconds = sum(x.seconds for x in parts) / len(findings)
+        rows += [{**vars(finding), "seconds": seconds} for finding in findings]
+    checks = pd.DataFrame(rows)
+    tested = checks.p_value.notna() & ~checks.mutant
+    checks.loc[tested, "bound"] = ALPHA / max(1, tested.sum())
+    checks.loc[checks.mutant, "bound"] = MUTANT_P
+    likely = checks.p_value >= checks.bound
+    good = likely.where(checks.p_value.notna(), checks.statistic <= checks.bound)
+    checks["verdict"] = good.map({True: "pass", False: "fail"})
+    checks.loc[checks.mutant, "verdict"] = (checks.p_value < checks.bound).map({True: "rejected", False: "missed"})
+    return checks.sort_values(["mutant", "level"], kind="stable", ignore_index=True)
+
+
+def failed(checks: pd.DataFrame) -> pd.DataFrame:
+    """Checks that failed, and mutants that were missed."""
+    return checks[checks.verdict.isin(["fail", "missed"])]
+
+
+def code_hash() -> str:
+    """A hash of the certified packages' source, which says whether a certificate is that of the present code."""
+    digest = hashlib.sha256()
+    for name in CERTIFIED:
+        for file in sorted((PACKAGE / name).glob("*.py")):
+            digest.update(f"{name}/{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,186 @@
+"""Ways to be wrong that have been seen or are easy to fall into. Level 2 must reject every one of them.
+
+Each mutant is a context manager that replaces a piece of the engine from outside; the engine knows nothing of them.
+Most of them raise block efficiency, which is why a benchmark that does not look for them would be misled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from rsdbench.engine import decode, lane
+from rsdbench.engine.drafting import Drafting, Level
+from rsdbench.engine.methods import METHODS
+from rsdbench.engine.tree import TreeShape
+from rsdbench.engine.verify import Outcome
+from rsdbench.rules import Rule, Verdict
+from rsdbench.rules.k_seq import k_seq
+from rsdbench.rules.recursive_rejection import recursive_rejection
+from rsdbench.sampling.laws import Warp
+
+T1, SHARP = Warp(), Warp(0.3, 0.9)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is broken, in which method and structure, at which warp, and the context in which it is."""
+
+    description: str
+    method: str
+    structure: str
+    warp: Warp
+    broken: Callable[[], AbstractContextManager]
+
+
+@contextmanager
+def with_drafting(method: str, reorder: Callable[[Level, Tensor], Tensor]) -> Iterator[None]:
+    """`method` with each level's siblings sorted by a key [B, W] of the level and of its drafts' log-probabilities."""
+    honest = METHODS[method]
+    kind = type(honest.drafting)
+
+    class Reordered(kind):
+        def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
+            level = super().expand(above, log_q, noise, width)
+            row = torch.arange(len(log_q)).unsqueeze(1)
+            key = reorder(level, log_q[row, level.parents, level.tokens])
+            by_key = key.argsort(dim=1, stable=True)
+            by_parent = level.parents.gather(1, by_key).argsort(dim=1, stable=True)
+            order = by_key.gather(1, by_parent)
+            return Level(*(x.expand_as(order).gather(1, order) if x.shape[1] == width else x for x in level))
+
+    drafting = Reordered(honest.drafting.form, honest.drafting.pattern, honest.drafting.structures)
+    with registered(method, drafting, honest.rule):
+        yield
+
+
+@contextmanager
+def registered(method: str, drafting: Drafting, rule: Rule) -> Iterator[None]:
+    """`method` means another pair of drafting and rule."""
+    with patch.dict(METHODS, {method: replace(METHODS[method], drafting=drafting, rule=rule)}):
+        yield
+
+
+@contextmanager
+def with_rule(method: str, rule: Rule) -> Iterator[None]:
+    """`method` verifies with another rule."""
+    with registered(method, METHODS[method].drafting, rule):
+        yield
+
+
+@contextmanager
+def noise_drawn_once() -> Iterator[None]:
+    """The Gumbel noise of the first block serves in every block. The first token's law stays right."""
+    fresh: Any = decode.gumbel_noise
+    first: list[Tensor] = []
+
+    def stale(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        if not first or len(first[0]) < shape[0]:  # a new batch: batches only shrink
+            first[:] = [fresh(shape, generator)]
+        return first[0][: shape[0]]
+
+    with patch.object(decode, "gumbel_noise", stale):
+        yield
+
+
+def sharper_q(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """Recursive rejection that is told a q at half the temperature that the drafts were drawn at."""
+    squared = q * q
+    return recursive_rejection(p, squared / squared.sum(-1, keepdim=True), drafts, present)
+
+
+def not_renormalised(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """Recursive rejection in which the draft law keeps its mass when siblings leave it."""
+    accept, residual = [], p
+    for x, here in zip(drafts.split(1, 1), present.split(1, 1), strict=True):
+        step = recursive_rejection(residual, q, x, here)
+        accept.append(step.accept)
+        residual = step.residual
+        q = torch.where(here, q.scatter(1, x, 0.0), q)
+    return Verdict(torch.cat(accept, 1), residual)
+
+
+def initial_number(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """K-SEQ whose rho and residual count the sequences that were drafted, not those that survive at this level."""
+    everyone = k_seq(p, q, drafts, torch.ones_like(present))
+    return Verdict(everyone.accept * present, everyone.residual)
+
+
+@contextmanager
+def untempered_bonus() -> Iterator[None]:
+    """The token behind a wholly accepted path comes from the law at temperature 1 and top-p 1."""
+    honest = decode.verify
+
+    class LastLawUntempered(Warp):
+        """Levels ask for a law each; the call after them is the bonus token's."""
+
+        def law(self, logits: Tensor) -> Tensor:
+            object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
+            return super().law(logits) if self.calls <= self.levels else Warp().law(logits)
+
+    def mutant(shape: TreeShape, tree: Any, logits: Tensor, rule: Rule, warp: Warp, *noise: Tensor) -> Outcome:
+        counting = LastLawUntempered(warp.temperature, warp.top_p)
+        object.__setattr__(counting, "levels", shape.depth)
+        return honest(shape, tree, logits, rule, counting, *noise)
+
+    with patch.object(decode, "verify", mutant):
+        yield
+
+
+@contextmanager
+def rejected_rows_visible() -> Iterator[None]:
+    """Behind the accepted path lies a row of a rejected branch, and from the second block on the mask shows it."""
+    commit, block, bias = decode.Decoder.commit, decode.Decoder.block, lane.attention_bias
+
+    def leaving(self: decode.Decoder, outcome: Outcome, most: int) -> None:
+        level = torch.arange(self.shape.depth + 1)
+        first_nodes = torch.tensor([0, *(start + 1 for start in self.shape.starts[:-1])])
+        rejected = level > outcome.accepted.unsqueeze(1)
+        rows = torch.where(rejected, first_nodes, outcome.rows)
+        commit(self, outcome._replace(rows=rows), min(most + 1, self.shape.depth))
+
+    def showing(ancestors: Tensor, length: Tensor, end: int, previous: bool, dtype: torch.dtype) -> Tensor:
+        return bias(ancestors, length + 1, end + 1, previous, dtype)
+
+    def leaky(self: decode.Decoder, clock: Any) -> None:
+        with ExitStack() as stack:
+            if any(self.out.blocks):
+                stack.enter_context(patch.object(lane, "attention_bias", showing))
+            block(self, clock)
+
+    with patch.object(decode.Decoder, "commit", leaving), patch.object(decode.Decoder, "block", leaky):
+        yield
+
+
+def by_id(level: Level, log_q: Tensor) -> Tensor:
+    """Siblings by rising token id."""
+    return level.tokens
+
+
+def by_probability(level: Level, log_q: Tensor) -> Tensor:
+    """Siblings by falling probability."""
+    return -log_q
+
+
+TOKEN_ID, PROBABILITY = "siblings in token-id order", "siblings in probability order"
+MUTANTS = (
+    Mutant(TOKEN_ID, "rsd_c", "3-1", T1, partial(with_drafting, "rsd_c", by_id)),
+    Mutant(TOKEN_ID, "rsd_s", "3x2", T1, partial(with_drafting, "rsd_s", by_id)),
+    Mutant(PROBABILITY, "rsd_c", "3-1", T1, partial(with_drafting, "rsd_c", by_probability)),
+    Mutant(PROBABILITY, "rsd_s", "3x2", T1, partial(with_drafting, "rsd_s", by_probability)),
+    Mutant("noise drawn once and reused in every block", "rsd_s", "3x2", T1, noise_drawn_once),
+    Mutant("q at another temperature than the drafts'", "sd", "6", T1, partial(with_rule, "sd", sharper_q)),
+    Mutant("residual not renormalised over removed siblings", "rsd_c", "3-1", T1,
+           partial(with_rule, "rsd_c", not_renormalised)),
+    Mutant("bonus token from the untempered law", "rsd_c", "2-2", SHARP, untempered_bonus),
+    Mutant("K-SEQ with the initial K at every level", "spectr", "3x2", T1,
+           partial(with_rule, "spectr", initial_number)),
+    Mutant("cache rows of a rejected branch left visible", "sd", "6", T1, rejected_rows_visible),
+)  # fmt: skip

@@ -1,0 +1,223 @@
+"""The certificate as users run it: every registered method passes, every mutant is rejected, bad input is refused.
+
+The reduced certificate has a fixed seed; its p-values together fail by chance with probability 1e-3.
+"""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+import torch
+
+from rsdbench.certificate import certify, joint, shipped
+from rsdbench.certificate.mutants import MUTANTS, SHARP, T1
+from rsdbench.engine import methods
+from rsdbench.engine.drafting import SEQUENCES
+from rsdbench.engine.methods import METHODS, Method
+from rsdbench.faces.cli import main
+from rsdbench.rules.recursive_rejection import recursive_rejection
+from rsdbench.sampling.laws import Warp
+
+SAMPLES = 20_000
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The folder that `rsdbench certify --samples 20000 --out` leaves, and its checks."""
+    folder = tmp_path_factory.mktemp("certificate")
+    main(["certify", "--samples", str(SAMPLES), "--out", str(folder)])
+    return folder, pd.read_parquet(folder / "certificate.parquet")
+
+
+def test_every_method_passes_every_level(certificate):
+    _, checks = certificate
+    honest = checks[~checks.mutant]
+    assert (honest.verdict == "pass").all()
+    assert set(honest[honest.level == 1].method) == set(METHODS)
+    assert set(honest[honest.level == 2].method) == set(METHODS)
+    assert set(honest[honest.level == 3].method) == set(METHODS) - {"ar"}
+    assert len(honest[honest.level == 3]) == 12 * 4 * 2  # rows of the grid, methods, beginnings and scores
+
+
+def test_the_engine_is_checked_for_all_structures_and_warps(certificate):
+    _, checks = certificate
+    tested = checks[(checks.level == 2) & ~checks.mutant & checks.p_value.notna()]
+    structures = {
+        ("ar", "-"),
+        *(("sd", s) for s in ("6", "30")),
+        *(("spectr", s) for s in ("2x3", "3x2", "5x6")),
+        *(("rsd_c", s) for s in ("2-1-1", "2-2", "3-1", "2-2-2-2")),
+        *(("rsd_s", s) for s in ("2x3", "3x2", "5x6")),
+    }
+    for setting in ("T = 1", "T = 0.3, top-p 0.9"):
+        own = tested[tested.setting == setting]
+        assert set(zip(own.method, own.structure, strict=True)) == structures
+        assert (own.samples == SAMPLES).all()
+        assert (own.freedom > 40).all()
+    exact = checks[(checks.level == 2) & checks.p_value.isna()]
+    for name in ("prompts that differ from greedy decoding", "prompts that differ at the same seed"):
+        own = exact[exact.check == name]
+        assert set(zip(own.method, own.structure, strict=True)) == structures
+        assert (own.statistic == 0).all()
+
+
+def test_bounds_are_shared_by_all_p_values(certificate):
+    _, checks = certificate
+    tested = checks[checks.p_value.notna() & ~checks.mutant]
+    assert tested.bound.to_numpy() == pytest.approx(certify.ALPHA / len(tested))
+    assert len(tested) == 26 + 96
+    assert (checks[checks.mutant].bound == 1e-9).all()
+
+
+def test_every_mutant_is_rejected(certificate):
+    _, checks = certificate
+    mutants = checks[checks.mutant]
+    assert sorted(zip(mutants.check, mutants.method, strict=True)) == sorted((m.description, m.method) for m in MUTANTS)
+    assert (mutants.p_value < 1e-9).all()
+    assert (mutants.verdict == "rejected").all()
+
+
+def test_files_say_where_they_come_from(certificate):
+    folder, checks = certificate
+    assert sorted(f.name for f in folder.iterdir()) == ["certificate.md", "certificate.parquet"]
+    metadata = pq.read_schema(folder / "certificate.parquet").metadata
+    assert metadata[b"rsdbench.code"].decode() == certify.code_hash() == checks.code[0]
+    assert checks.torch[0] == torch.__version__
+    page = (folder / "certificate.md").read_text()
+    assert page.startswith("# Certificate of losslessness\n\n**Passed**: ")
+    for text in ("RSD-S", "SpecTr", "2-2-2-2", "## Power", "rejected", torch.__version__, certify.code_hash()):
+        assert text in page
+    assert len(page.splitlines()) < 120
+
+
+def test_mutants_leave_the_engine_as_it_was(certificate):
+    structure = {"ar": None, "sd": "6", "spectr": "3x2", "rsd_c": "3-1", "rsd_s": "3x2"}
+    before = {m: joint.sampled(m, s, 5) for m, s in structure.items()}
+    registry = dict(METHODS)
+    for mutant in MUTANTS:
+        with mutant.broken():
+            joint.sampled(mutant.method, mutant.structure, 5)
+    assert registry == METHODS
+    assert {m: joint.sampled(m, s, 5) for m, s in structure.items()} == before
+
+
+def test_a_method_registered_today_is_certified_and_a_wrong_one_fails(monkeypatch, tmp_path, capsys):
+    """Recursive rejection is not lossless for independent drafts, which levels 1 and 2 must both see."""
+    monkeypatch.setattr(shipped, "row_configs", lambda overrides: [])  # levels 1 and 2 are enough
+    monkeypatch.setitem(methods.METHODS, "new", Method("New", SEQUENCES, recursive_rejection))
+    with pytest.raises(SystemExit) as stop:
+        main(["certify", "new", "--samples", str(SAMPLES), "--out", str(tmp_path)])
+    assert stop.value.code == 1
+    checks = pd.read_parquet(tmp_path / "certificate.parquet")
+    assert set(checks.method) == {"new"}
+    assert set(checks[checks.verdict == "fail"].level) == {1, 2}
+    assert (checks[(checks.level == 2) & (checks.setting == "T = 1")].p_value.dropna() < 1e-9).all()
+    assert (checks[checks.setting == "T = 0"].verdict == "pass").all()
+    out = capsys.readouterr().out
+    assert "**FAILED**" in out
+    assert "| New" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["medusa"], "unknown method 'medusa': choose from ar, sd, spectr, rsd_c, rsd_s"),
+        (["--samples", "100"], "--samples must be at least 20,000, not 100"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--out", "/proc/nowhere"], "'/proc/nowhere' cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["certify", *arguments])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_the_tiny_laws_depend_on_context():
+    """Otherwise level 2 would be blind to errors in cache, positions and masks."""
+    laws = [joint.exact_joint_law(p, T1) for p in joint.PROMPTS]
+    for first, second in itertools.combinations(laws, 2):
+        assert 0.5 * (first - second).abs().sum() > 0.1
+    for law in laws:
+        cube = law.view((joint.VOCABULARY,) * 3)
+        given_last = cube.sum(0) / cube.sum((0, 2)).unsqueeze(1)  # law of the third token given the second alone
+        given_both = cube / cube.sum(2, keepdim=True)
+        assert (given_both - given_last).abs().max() > 0.05
+
+
+def test_the_exact_law_is_the_product_of_plain_forwards():
+    target, prompt = joint.tiny_pair().target, joint.PROMPTS[0]
+    law = joint.exact_joint_law(prompt, SHARP)
+    assert float(law.sum()) == pytest.approx(1, abs=1e-9)
+    for index in (0, 7, 101, 215):
+        tokens = joint.continuations()[index].tolist()
+        chance = 1.0
+        for i, token in enumerate(tokens):
+            with torch.no_grad():
+                logits = target(input_ids=torch.tensor([[*prompt, *tokens[:i]]])).logits[0, -1]
+            chance *= float(SHARP.law(logits)[token])
+        assert float(law[index]) == pytest.approx(chance, abs=1e-6)
+
+
+@pytest.mark.parametrize("warp", [T1, SHARP, Warp(0.05)], ids=str)
+def test_p_values_of_true_samples_are_uniform(warp):
+    """Counts drawn from the law itself: 300 p-values by Kolmogorov-Smirnov, false alarm 1e-3 each."""
+    rng = np.random.default_rng(0)
+    laws = [joint.exact_joint_law(p, warp).numpy() for p in joint.PROMPTS]
+    counts = (torch.from_numpy(np.stack([rng.multinomial(5000, law / law.sum()) for law in laws])) for _ in range(300))
+    p_values = [joint.chi_square(c, warp)[2] for c in counts]
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def test_a_token_that_the_target_cannot_emit_is_never_overlooked():
+    laws = [joint.exact_joint_law(p, SHARP) for p in joint.PROMPTS]
+    counts = torch.stack([(law * 1e6).round().long() for law in laws])
+    assert joint.chi_square(counts, SHARP)[2] > 0.99
+    counts[1, int((laws[1] == 0).nonzero()[0])] = 1
+    assert joint.chi_square(counts, SHARP) == (float("inf"), 1, 0.0)
+
+
+def test_two_samples_of_one_law_agree_and_of_two_laws_do_not():
+    """300 p-values of equal laws by Kolmogorov-Smirnov, false alarm 1e-3; another law must be found at once."""
+    from collections import Counter
+
+    rng = np.random.default_rng(1)
+
+    def sample(law):
+        return Counter({(i,): int(n) for i, n in enumerate(rng.multinomial(400, law)) if n})
+
+    def p_value(first, second):
+        return joint.upper_tail(*shipped.two_sample(sample(first), sample(second)))
+
+    law = rng.dirichlet(np.full(12, 2.0))
+    assert scipy.stats.kstest([p_value(law, law) for _ in range(300)], "uniform").pvalue > 1e-3
+    assert p_value(law, law[::-1]) < 1e-9
+
+
+@pytest.mark.parametrize("metric", ["bleu", "rouge2"])
+def test_score_differences_are_found_and_not_invented(metric):
+    """Texts of equal quality: p-values are not small more often than they should; worse texts are noticed."""
+    rng = np.random.default_rng(2)
+    words = [f"word{i}" for i in range(30)]
+
+    def sample(references, errors):
+        texts = [" ".join(w if rng.random() > errors else "oops" for w in r.split()) for r in references]
+        return shipped.Sample([], texts, references)
+
+    p_values = []
+    for _ in range(40):
+        references = [" ".join(rng.choice(words, 12)) for _ in range(24)]
+        p_values.append(shipped.score_difference(sample(references, 0.2), sample(references, 0.2), metric, 0).p_value)
+    assert np.mean(np.array(p_values) < 0.05) < 0.2  # binomial tail of 40 at 0.05: 3e-4
+    worse = shipped.score_difference(sample(references, 0.5), sample(references, 0.1), metric, 0)
+    assert worse.value < worse.high < 0
+    assert worse.p_value < 1e-3
+    same = sample(references, 0.3)
+    assert shipped.score_difference(same, same, metric, 0) == (0.0, 0.0, 0.0, 1.0)
