@@ -104,6 +104,19 @@ def test_mutants_leave_the_engine_as_it_was(certificate):
     assert {m: joint.sampled(m, s, 5) for m, s in structure.items()} == before
 
 
+def test_stale_noise_shows_in_the_joint_law_alone():
+    """Why level 2 looks at three tokens: the first one's law is right. False alarm 1e-3."""
+    mutant = next(m for m in MUTANTS if "noise" in m.description)
+    observed = joint.count_with(mutant, range(2), seed=1)
+    assert joint.chi_square(observed, mutant.warp)[2] < 1e-9
+    for prompt, counts in zip(joint.PROMPTS, observed, strict=True):
+        law = joint.exact_joint_law(prompt, mutant.warp).view(joint.VOCABULARY, -1).sum(1)
+        first = counts.view(joint.VOCABULARY, -1).sum(1)
+        assert (first[law == 0] == 0).all()
+        expected = (law * first.sum())[law > 0]
+        assert scipy.stats.chisquare(first[law > 0].numpy(), expected.numpy()).pvalue > 1e-3 / len(joint.PROMPTS)
+
+
 def test_a_method_registered_today_is_certified_and_a_wrong_one_fails(monkeypatch, tmp_path, capsys):
     """Recursive rejection is not lossless for independent drafts, which levels 1 and 2 must both see."""
     monkeypatch.setattr(shipped, "row_configs", lambda overrides: [])  # levels 1 and 2 are enough

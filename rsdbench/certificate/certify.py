@@ -27,7 +27,7 @@ from rsdbench.errors import UsageError
 ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by all p-values (Bonferroni)
 SAMPLES, LEAST_SAMPLES = 200_000, 20_000
 MUTANT_P = 1e-9  # a mutant must be less likely than this to be lossless
-MUTANT_SAMPLES = 8_000  # fewer than the methods have: what is rejected with these is rejected with more
+MUTANT_SAMPLES = 12_000  # fewer than the methods have: what is rejected with these is rejected with more
 CERTIFIED = ("sampling", "rules", "engine")  # the packages that a certificate is about
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ def gather(methods: list[str], samples: int, seed: int) -> list[Evidence]:
     for name in methods:
         get_method(name)
     if samples < LEAST_SAMPLES:
-        raise UsageError(f"--samples must be at least {LEAST_SAMPLES:,}, not {samples:,}: fewer would miss a mutant")
+        raise UsageError(f"--samples must be at least {LEAST_SAMPLES:,}, not {samples:,}: fewer say little")
     if seed < 0:
         raise UsageError(f"--seed must be at least 0, not {seed}")
     methods = list(dict.fromkeys(methods)) or list(METHODS)
@@ -53,7 +53,7 @@ def gather(methods: list[str], samples: int, seed: int) -> list[Evidence]:
     ]
     pairs = [(method, structure) for method in methods for structure in structures(method)]
     return [
-        *shipped_rows(methods, copies=samples // 1000, texts=max(4, samples // 12_500), seed=seed),
+        *shipped_rows(methods, copies=max(20, samples // 2_000), texts=max(4, samples // 16_000), seed=seed),
         *joint,
         *(JointLaw(m.method, m.structure, m.warp, MUTANT_SAMPLES, seed, m) for m in MUTANTS if m.method in methods),
         *(Greedy(*pair) for pair in pairs),

@@ -168,7 +168,7 @@ def optimal_acceptance(p: Tensor, proposal: Proposals) -> float:
 
 @dataclass(frozen=True)
 class RuleAlone(Evidence):
-    """Level 1 of a rule, for all `methods` it serves, in one precision and for each number of drafts a node can have."""
+    """Level 1 of a rule, for all `methods` it serves, in one precision, for each number of drafts a node can have."""
 
     methods: tuple[str, ...]
     rule: Rule

@@ -77,14 +77,14 @@ def with_rule(method: str, rule: Rule) -> Iterator[None]:
 
 @contextmanager
 def noise_drawn_once() -> Iterator[None]:
-    """The Gumbel noise of the first block serves in every block. The first token's law stays right."""
+    """The Gumbel noise of a batch's first block serves in all its blocks. The first token's law stays right."""
     fresh: Any = decode.gumbel_noise
-    first: list[Tensor] = []
+    kept: list[Any] = [None, None]  # a batch has a generator of its own
 
     def stale(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        if not first or len(first[0]) < shape[0]:  # a new batch: batches only shrink
-            first[:] = [fresh(shape, generator)]
-        return first[0][: shape[0]]
+        if kept[0] is not generator:
+            kept[:] = generator, fresh(shape, generator)
+        return kept[1][: shape[0]]  # batches only shrink
 
     with patch.object(decode, "gumbel_noise", stale):
         yield
@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(TOKEN_ID, "rsd_s", "3x2", T1, partial(with_drafting, "rsd_s", by_id)),
     Mutant(PROBABILITY, "rsd_c", "3-1", T1, partial(with_drafting, "rsd_c", by_probability)),
     Mutant(PROBABILITY, "rsd_s", "3x2", T1, partial(with_drafting, "rsd_s", by_probability)),
-    Mutant("noise drawn once and reused in every block", "rsd_s", "3x2", T1, noise_drawn_once),
+    Mutant("noise drawn once and reused in every block", "rsd_s", "3x2", SHARP, noise_drawn_once),
     Mutant("q at another temperature than the drafts'", "sd", "6", T1, partial(with_rule, "sd", sharper_q)),
     Mutant("residual not renormalised over removed siblings", "rsd_c", "3-1", T1,
            partial(with_rule, "rsd_c", not_renormalised)),
