@@ -93,7 +93,7 @@ def test_files_say_where_they_come_from(certificate):
     assert len(page.splitlines()) < 120
 
 
-def test_mutants_leave_the_engine_as_it_was(certificate):
+def test_mutants_leave_the_engine_as_it_was():
     structure = {"ar": None, "sd": "6", "spectr": "3x2", "rsd_c": "3-1", "rsd_s": "3x2"}
     before = {m: joint.sampled(m, s, 5) for m, s in structure.items()}
     registry = dict(METHODS)
