@@ -4,6 +4,8 @@ The reduced certificate has a fixed seed; its p-values together fail by chance w
 """
 
 import itertools
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -199,8 +201,6 @@ def test_a_token_that_the_target_cannot_emit_is_never_overlooked():
 
 def test_two_samples_of_one_law_agree_and_of_two_laws_do_not():
     """300 p-values of equal laws by Kolmogorov-Smirnov, false alarm 1e-3; another law must be found at once."""
-    from collections import Counter
-
     rng = np.random.default_rng(1)
 
     def sample(law):
@@ -234,3 +234,16 @@ def test_score_differences_are_found_and_not_invented(metric):
     assert worse.p_value < 1e-3
     same = sample(references, 0.3)
     assert shipped.score_difference(same, same, metric, 0) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_the_published_certificate_is_whole():
+    folder = Path(__file__).parents[1] / "results" / "certificate"
+    checks = pd.read_parquet(folder / "certificate.parquet")
+    assert set(checks.verdict) == {"pass", "rejected"}
+    joint_laws = checks[checks.check == "joint law of three tokens"]
+    assert set(joint_laws.method) == set(METHODS)
+    assert len(joint_laws) == 26
+    assert (joint_laws.samples == 1_000_000).all()
+    page = (folder / "certificate.md").read_text()
+    assert checks.code[0] in page
+    assert "**Passed**" in page
