@@ -20,12 +20,17 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rsdbench.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = "Acquire::Languages=en,de"
-MISSING_INDEX = "no Debian {} index here: run `apt-get update -o " + LANGUAGES + "` first"
+GET_INDICES = f"run `apt-get update -o {LANGUAGES}` first"
 PERCENT_TEST, PERCENT_VALIDATION = 4, 1
 EVALUATION_EXAMPLES = 600  # a task, at most
 EXAMPLES_PER_ORIGIN = 3
@@ -33,12 +38,19 @@ SHINGLE = 5  # words
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÄÖÜ0-9\"(])")
 
 
+def refuse(reason: str) -> NoReturn:
+    """End with one line and exit code 2."""
+    print(f"build_corpus: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
 def index_files(kind: str, language: str | None = None) -> list[str]:
     """Paths of apt's downloaded indices: kind "Packages", or "Translations" of one language."""
-    listing = subprocess.run(
-        ["apt-get", "indextargets", "-o", LANGUAGES, "--format", "$(CREATED_BY)|$(LANGUAGE)|$(FILENAME)"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    command = ["apt-get", "indextargets", "-o", LANGUAGES, "--format", "$(CREATED_BY)|$(LANGUAGE)|$(FILENAME)"]
+    try:
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        refuse("there is no apt-get here: run this on Debian")
     rows = (line.split("|") for line in listing.splitlines())
     return [path for created_by, lang, path in rows if created_by == kind and language in (None, lang)]
 
@@ -147,6 +159,13 @@ def evaluation_set(test: pd.DataFrame, task: str) -> pd.DataFrame:
     return own[["id", "package", "origin", "source", "reference"]]
 
 
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """A parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as stream:
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), stream)
+
+
 def main() -> None:
     """Read the indices and write corpus and evaluation sets."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -154,21 +173,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "rsdbench" / "assets" / "data", help="evaluation sets")
     args = parser.parse_args()
 
-    files = {"en": index_files("Translations", "en"), "de": index_files("Translations", "de")}
-    files["Packages"] = index_files("Packages")
-    for kind, paths in files.items():
-        if not any(Path(p).exists() for p in paths):
-            sys.exit(MISSING_INDEX.format(kind))
-        files[kind] = [p for p in paths if Path(p).exists()]
+    files = {}
+    for kind, language in (("Translations", "en"), ("Translations", "de"), ("Packages", None)):
+        paths = [path for path in index_files(kind, language) if Path(path).exists()]
+        if not paths:
+            refuse(f"no Debian index {' '.join(filter(None, (kind, language)))} here: {GET_INDICES}")
+        files[language or kind] = paths
 
     frame = examples(
         read_sources(files["Packages"]), read_descriptions(files["en"], "en"), read_descriptions(files["de"], "de")
     )
     frame["split"] = frame.origin.map(split_of)
     train = frame[frame.split == "train"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    args.data.mkdir(parents=True, exist_ok=True)
-    train.to_parquet(args.out / "train.parquet", index=False)
+    write(train, args.out / "train.parquet")
     print(f"train: {train.task.value_counts().to_dict()}")
     for split in ("validation", "test"):
         held_out = frame[frame.split == split]
@@ -177,13 +194,16 @@ def main() -> None:
             f"{split}: {held_out.task.value_counts().to_dict()}, near-duplicates dropped: {len(held_out) - len(kept)}"
         )
         if split == "validation":
-            kept.to_parquet(args.out / "validation.parquet", index=False)
+            write(kept, args.out / "validation.parquet")
         else:
             for task in ("de_en", "synopsis"):
                 chosen = evaluation_set(kept, task)
-                chosen.to_parquet(args.data / f"debian_{task}.parquet", index=False)
+                write(chosen, args.data / f"debian_{task}.parquet")
                 print(f"evaluation {task}: {len(chosen)} of {int((kept.task == task).sum())}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        refuse(f"{error.strerror or error}: free some space or give other folders with --out and --data")

@@ -11,21 +11,26 @@ A killed run goes on from its last checkpoint. Weights are written as float16 sa
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from rsdbench.experiment.prompts import encode_prompt
+from rsdbench.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "rsdbench" / "assets" / "models"
@@ -88,9 +93,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def load_tokenizer(train: pd.DataFrame) -> PreTrainedTokenizerFast:
-    """The embedded tokenizer, trained first if there is none."""
-    folder = ASSETS / "opt-25k"
+def load_tokenizer(train: pd.DataFrame, out: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of the models in `out`, trained first if there is none."""
+    folder = out / "opt-25k"
     if not (folder / "tokenizer.json").exists():
         train_tokenizer([*train.source, *train.reference]).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -159,8 +164,10 @@ def evaluate(model: OPTForCausalLM, data: list, device: str) -> dict[str, float]
     return {task: round(total[task] / count[task], 4) for task in total}
 
 
-def train(name: str, recipe: Recipe, data: list, held_out: list, work: Path, tokens: float, device: str) -> dict:
-    """Train one model to `tokens` seen tokens, from its last checkpoint if there is one; returns its log."""
+def train(
+    name: str, recipe: Recipe, data: list, held_out: list, work: Path, tokens: float, device: str
+) -> tuple[OPTForCausalLM, dict]:
+    """Train one model to `tokens` seen tokens, from its last checkpoint if there is one; returns it and its log."""
     torch.manual_seed(0)
     model = OPTForCausalLM(recipe.config()).to(device)
     decay = [p for p in model.parameters() if p.dim() > 1]
@@ -183,9 +190,10 @@ def train(name: str, recipe: Recipe, data: list, held_out: list, work: Path, tok
         print(
             f"{name}: {state['seen']:,} tokens, {state['seconds']:.0f} s, held-out {state['curve'][-1][1]}", flush=True
         )
-        partial = checkpoint.with_suffix(".partial")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, partial)
-        partial.replace(checkpoint)
+        content = io.BytesIO()  # torch reports a full disk in words of its own
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, content)
+        with whole_file(checkpoint) as stream:
+            stream.write(content.getbuffer())
 
     order = batches(data, state["epoch"], recipe.batch_tokens)
     warmup, saved_at = min(0.05 * tokens, 3e5), time.perf_counter()
@@ -211,8 +219,19 @@ def train(name: str, recipe: Recipe, data: list, held_out: list, work: Path, tok
             save()
             saved_at = time.perf_counter()
     save()
-    model.half().save_pretrained(ASSETS / name, max_shard_size=SHARD)
-    return {"parameters": sum(p.numel() for p in model.parameters()), **state}
+    return model, {"parameters": sum(p.numel() for p in model.parameters()), **state}
+
+
+def publish(model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Put float16 weights and tokenizer into a folder, in place of what is there, once they are written whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial") as fresh:
+        model.half().save_pretrained(fresh, max_shard_size=SHARD)
+        tokenizer.save_pretrained(fresh)
+        for old in folder.glob("*.safetensors*"):  # there may have been another number of shards
+            old.unlink()
+        for file in Path(fresh).iterdir():
+            file.replace(folder / file.name)
 
 
 def main() -> None:
@@ -221,15 +240,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--tokens", type=float, help="tokens each model sees (default: the recipe's own number)")
     parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "corpus")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="the models' folder; its tokenizer is kept")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "training", help="checkpoints and logs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if not (args.corpus / "train.parquet").exists():
-        sys.exit(f"no corpus in {args.corpus}: run `python scripts/build_corpus.py` first")
+        refuse(f"no corpus in '{args.corpus}': run `python scripts/build_corpus.py` first")
     args.work.mkdir(parents=True, exist_ok=True)
 
     frame = pd.read_parquet(args.corpus / "train.parquet")
-    tokenizer = load_tokenizer(frame)
+    tokenizer = load_tokenizer(frame, args.out)
     german = frame[frame.task == "de_en"]  # the smaller task, shown twice an epoch
     data = encode(pd.concat([frame, german]), tokenizer)
     held_out = encode(pd.read_parquet(args.corpus / "validation.parquet"), tokenizer)
@@ -239,10 +259,21 @@ def main() -> None:
         tokens = args.tokens or RECIPES[name].tokens
         if log_file.exists() and json.loads(log_file.read_text())["target_tokens"] == tokens:
             continue
-        log = train(name, RECIPES[name], data, held_out, args.work, tokens, args.device)
-        tokenizer.save_pretrained(ASSETS / name)
-        log_file.write_text(json.dumps({"target_tokens": tokens, **log}))
+        model, log = train(name, RECIPES[name], data, held_out, args.work, tokens, args.device)
+        publish(model, tokenizer, args.out / name)
+        with whole_file(log_file) as stream:
+            stream.write(json.dumps({"target_tokens": tokens, **log}).encode())
+
+
+def refuse(reason: str) -> NoReturn:
+    """End with one line and exit code 2."""
+    print(f"train_standins: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        refuse(f"{reason}: free some space or give other folders with --work and --out; a rerun goes on from here")
