@@ -4,11 +4,16 @@ The reduced certificate has a fixed seed; its p-values together fail by chance w
 """
 
 import itertools
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
@@ -153,6 +158,24 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_an_interrupt_is_one_line_and_leaves_no_worker(tmp_path):
+    command = [sys.executable, "-m", "rsdbench", "certify", "--samples", "1000000", "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    main_process = psutil.Process(running.pid)
+    deadline = time.monotonic() + 120
+    while not main_process.children() or not (tmp_path / "out").is_dir():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    workers = main_process.children()
+    time.sleep(1)
+    for process in (*workers, main_process):  # as a terminal does
+        process.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, out, err) == (130, "", "rsdbench: interrupted\n")
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_tiny_laws_depend_on_context():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def run(evidence: list[Evidence]) -> Iterator[Done]:
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # what they are at may take a minute
+                worker.terminate()
             raise
 
 
@@ -95,6 +98,7 @@ def run_part(evidence: int, place: int, part: Callable[[], Any]) -> Done:
 
 def start_worker(methods: dict[str, Any]) -> None:
     """What each worker process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to answer
     torch.set_num_threads(1)
     quiet_libraries()
     gc.freeze()  # the libraries' many objects need not be looked at whenever a batch makes its lists

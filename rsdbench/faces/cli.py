@@ -69,5 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UsageError as error:
         print(f"rsdbench: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("rsdbench: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `rsdbench table ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
