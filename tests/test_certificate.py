@@ -162,19 +162,27 @@ def test_bad_input_is_one_line(arguments, message, capsys):
 
 def test_an_interrupt_is_one_line_and_leaves_no_worker(tmp_path):
     command = [sys.executable, "-m", "rsdbench", "certify", "--samples", "1000000", "--out", str(tmp_path / "out")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    main_process = psutil.Process(running.pid)
-    deadline = time.monotonic() + 120
-    while not main_process.children() or not (tmp_path / "out").is_dir():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    workers = main_process.children()
-    time.sleep(1)
-    for process in (*workers, main_process):  # as a terminal does
-        process.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=120)
-    assert (running.returncode, out, err) == (130, "", "rsdbench: interrupted\n")
-    assert not psutil.wait_procs(workers, timeout=60)[1]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits "ignore"
+    )  # fmt: skip
+    main_process, workers = psutil.Process(running.pid), []
+    try:
+        deadline = time.monotonic() + 120
+        while not workers or not (tmp_path / "out").is_dir():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            workers = main_process.children()
+        time.sleep(1)
+        for process in (*workers, main_process):  # as a terminal does
+            process.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+        assert (running.returncode, out, err) == (130, "", "rsdbench: interrupted\n")
+        assert not psutil.wait_procs(workers, timeout=10)[1]
+    finally:
+        for process in (*workers, main_process):
+            if process.is_running():
+                process.kill()
     assert list((tmp_path / "out").iterdir()) == []
 
 
