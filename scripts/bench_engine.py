@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -117,6 +118,19 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> tuple[flo
     return statistics.median(ratios), statistics.median(times)
 
 
+def report(rows: list[dict[str, Any]], out: Path, **versions: str) -> None:
+    """Print rows as a table and write them as JSON, with the threads and versions they were measured with."""
+    origin = {"threads": torch.get_num_threads(), "torch": torch.__version__, **versions}
+    table = Table(title=", ".join(f"{key} {value}" for key, value in origin.items()))
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(width=150).print(table)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**origin, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -137,15 +151,7 @@ def main() -> None:
                  "bare_forwards_ms": round(bare_ms, 2)}
             )  # fmt: skip
             print(rows[-1], flush=True)
-    table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=130).print(table)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    report(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ temperature 0 are compared, and target calls are counted in a pass of their own.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from bench_engine import NEW_TOKENS, ROOT, TEMPERATURE, prompts_of
-from rich.console import Console
-from rich.table import Table
+from bench_engine import NEW_TOKENS, ROOT, TEMPERATURE, prompts_of, report
 
 import rsdbench
 from rsdbench.engine.models import Pair, quiet_libraries
@@ -131,15 +128,7 @@ def main() -> None:
         ):
             rows.append({"target": target, "drafter": args.drafter, **compare(pair, name, own, peer, args.repeats)})
             print(rows[-1], flush=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    table = Table(title=f"{torch.get_num_threads()} threads, {versions}")
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=150).print(table)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"threads": torch.get_num_threads(), **versions, "rows": rows}, indent=1) + "\n")
+    report(rows, args.out, transformers=transformers.__version__)
 
 
 if __name__ == "__main__":
