@@ -24,6 +24,7 @@ from rsdbench.certificate.mutants import MUTANTS, SHARP, T1
 from rsdbench.engine import methods
 from rsdbench.engine.drafting import SEQUENCES
 from rsdbench.engine.methods import METHODS, Method
+from rsdbench.experiment.provenance import code_hash
 from rsdbench.faces.cli import main
 from rsdbench.rules.recursive_rejection import recursive_rejection
 from rsdbench.sampling.laws import Warp
@@ -91,11 +92,11 @@ def test_files_say_where_they_come_from(certificate):
     folder, checks = certificate
     assert sorted(f.name for f in folder.iterdir()) == ["certificate.md", "certificate.parquet"]
     metadata = pq.read_schema(folder / "certificate.parquet").metadata
-    assert metadata[b"rsdbench.code"].decode() == certify.code_hash() == checks.code[0]
+    assert metadata[b"rsdbench.code"].decode() == code_hash() == checks.code[0]
     assert checks.torch[0] == torch.__version__
     page = (folder / "certificate.md").read_text()
     assert page.startswith("# Certificate of losslessness\n\n**Passed**: ")
-    for text in ("RSD-S", "SpecTr", "2-2-2-2", "## Power", "rejected", torch.__version__, certify.code_hash()):
+    for text in ("RSD-S", "SpecTr", "2-2-2-2", "## Power", "rejected", torch.__version__, code_hash()):
         assert text in page
     assert len(page.splitlines()) < 120
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -204,13 +205,30 @@ def test_sweeps_run_row_jobs(partial, tmp_path, launcher):
     assert not list(tmp_path.glob("20*")), "no folders by job number or date"
 
 
-def test_settings_are_part_of_a_cells_name(partial):
-    before = set(files(partial))
-    for change in ("decode.temperature=0.7", "seed=1", "decode.max_new_tokens=5"):
-        out, _ = rsdbench("run", *ONE, "methods=[sd]", f"results={partial}/other", change)
+def test_settings_are_part_of_a_cells_name(partial, tmp_path):
+    names = set(files(partial))
+    for i, change in enumerate(("decode.temperature=0.7", "seed=1", "decode.max_new_tokens=5")):
+        out, _ = rsdbench("run", *ONE, "methods=[sd]", f"results={tmp_path}/{i}", change)
         assert "2 cells done" in out
-    assert set(files(partial)) == before
-    _, err = rsdbench("figure", f"{partial}/other", "--out", partial / "x.png", code=2)
+        assert not names & set(files(tmp_path / str(i)))
+        names |= set(files(tmp_path / str(i)))
+
+
+def test_a_folder_holds_one_configuration(partial, tmp_path):
+    before = files(partial)
+    _, err = rsdbench("run", *ONE, "methods=[sd]", f"results={partial}", "seed=1", "decode.temperature=0.7", code=2)
+    assert err.count("\n") == 1
+    assert "of another configuration: seed (there 0, here 1), decode.temperature (there 0.3, here 0.7)" in err
+    _, err = rsdbench("run", "-m", *ONE, "seed=1,2", f"results={tmp_path}/two", code=2)
+    assert err.count("\n") == 1
+    assert "two configurations of opt-25k_opt-2.6m_debian-de-en_ar_0 would go to" in err
+    assert "they differ in seed (1, 2)" in err
+    assert files(partial) == before
+    assert not (tmp_path / "two").exists()
+
+    rsdbench("run", *ONE, "methods=[sd]", f"results={tmp_path}/other", "seed=1")
+    shutil.copy(partial / "cells" / sorted(before)[0], tmp_path / "other" / "cells")  # put together by hand
+    _, err = rsdbench("figure", tmp_path / "other", "--out", tmp_path / "x.png", code=2)
     assert "mixes cells of different seed (0, 1)" in err
 
 
@@ -275,7 +293,7 @@ def test_bad_input_to_run_is_one_line_and_code_2(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly': choose from run, figure, table"),
+        (["fly"], "unknown command 'fly': choose from run, plan, status, merge, figure, table, certify"),
         (["figure", "/no/results", "--out", "x.png"], "holds no results"),
         (["table", "/no/results"], "holds no results"),
         (["figure", "RESULTS", "--out", "x.gif"], "must end in .png, .pdf, .svg"),

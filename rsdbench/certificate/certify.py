@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -29,8 +27,6 @@ ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by a
 SAMPLES, LEAST_SAMPLES = 200_000, 20_000
 MUTANT_P = 1e-9  # a mutant must be less likely than this to be lossless
 MUTANT_SAMPLES = 12_000  # fewer than the methods have: what is rejected with these is rejected with more
-CERTIFIED = ("sampling", "rules", "engine")  # the packages that a certificate is about
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def gather(methods: list[str], samples: int, seed: int) -> list[Evidence]:
@@ -129,12 +125,3 @@ def conclude(evidence: list[Evidence], done: list[Done]) -> pd.DataFrame:
 def failed(checks: pd.DataFrame) -> pd.DataFrame:
     """Checks that failed, and mutants that were missed."""
     return checks[checks.verdict.isin(["fail", "missed"])]
-
-
-def code_hash() -> str:
-    """A hash of the certified packages' source, which says whether a certificate is that of the present code."""
-    digest = hashlib.sha256()
-    for name in CERTIFIED:
-        for file in sorted((PACKAGE / name).glob("*.py")):
-            digest.update(f"{name}/{file.name}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]

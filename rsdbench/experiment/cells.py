@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rsdbench.engine.drafting import NoDrafting
 from rsdbench.engine.methods import BASELINE, METHODS, get_method, get_shape
 from rsdbench.engine.models import DTYPES
 from rsdbench.errors import UsageError
+from rsdbench.experiment.tasks import local_file
 from rsdbench.sampling.laws import Warp
 from rsdbench.seeds import seed_from
 
@@ -40,11 +41,15 @@ class Cell:
         own = {"schema": SCHEMA, "method": self.method, "structure": self.structure, "budget": self.budget}
         return {**self.row.content, **own}
 
+    @property
+    def name(self) -> str:
+        """The readable part of `id`."""
+        return f"{self.row.name}_{self.method}_{self.structure}"
+
     @cached_property
     def id(self) -> str:
         """Readable part and hash of `config`."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{self.row.name}_{self.method}_{self.structure}_{digest}"
+        return f"{self.name}_{config_digest(self.config)}"
 
     def path(self, results: Path) -> Path:
         """Where the cell's record lies when it is done."""
@@ -80,9 +85,11 @@ class RowJob:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """What the row's cells depend on. A local model counts by its contents, not by where it lies."""
+        """What the row's cells depend on. A local model or dataset counts by its contents, not by where it lies."""
         plain = OmegaConf.to_container(self.config, resolve=True)
-        content = {key: plain[key] for key in (*SETTINGS, "dataset")}
+        content = {key: plain[key] for key in SETTINGS}
+        file = local_file(plain["dataset"]["path"])
+        content["dataset"] = {**plain["dataset"], "path": file_digest(file) if file else plain["dataset"]["path"]}
         for role in ("drafter", "target"):
             mark = fingerprint(resolve_checkpoint(plain[role]["path"], plain[role]["revision"]))
             content[role] = {"name": plain[role]["name"], "contents": mark or plain[role]}
@@ -99,6 +106,18 @@ class RowJob:
             Cell(self, method, structure, get_shape(method, structure).budget)
             for method, structure in planned_cells(self.config)
         ]
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """A short hash of a cell's configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache
+def file_digest(file: Path) -> str:
+    """A short hash of a file's contents."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def planned_cells(config: DictConfig) -> list[tuple[str, str]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsdbench.engine.checkpoints import resolve_checkpoint
@@ -36,10 +38,11 @@ def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     return config, choices
 
 
-def row_configs(overrides: list[str]) -> list[DictConfig]:
+def row_jobs(overrides: list[str]) -> list[tuple[list[str], DictConfig]]:
     """The rows that a job runs: every value of an axis that is left at `all`, each row composed anew.
 
     overrides: the job's own, so that what the user changes on an axis applies to each of its values.
+    Returns each row's own overrides, which compose that row alone, and its configuration.
 
     Raises:
         UsageError: the experiment names no values for an axis that is left open.
@@ -52,12 +55,43 @@ def row_configs(overrides: list[str]) -> list[DictConfig]:
         if chosen == "all" and not config.grid[axes]:
             raise UsageError(f"experiment '{config.name}' has no list of {axes}: choose one with {axis}=NAME")
         values.append([alias.get(v, v) for v in (config.grid[axes] if chosen == "all" else [chosen])])
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    others = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group not in AXES]
-    return [
-        compose([*others, *(f"{axis}={value}" for axis, value in zip(AXES, row, strict=True))])[0]
+    others = [text for text, o in zip(overrides, parsed(overrides), strict=True) if o.key_or_group not in AXES]
+    jobs = [
+        [*others, *(f"{axis}={value}" for axis, value in zip(AXES, row, strict=True))]
         for row in itertools.product(*values)
     ]
+    return [(job, compose(job)[0]) for job in jobs]
+
+
+def row_configs(overrides: list[str]) -> list[DictConfig]:
+    """The configurations of `row_jobs`."""
+    return [config for _, config in row_jobs(overrides)]
+
+
+def sweep(overrides: list[str]) -> list[list[str]]:
+    """The jobs that Hydra's `-m` makes of overrides such as `seed=0,1`, without those that configure Hydra itself.
+
+    Raises:
+        UsageError: an override takes its values from a pattern, which says too little to be frozen.
+    """
+    choices = []
+    for text, override in zip(overrides, parsed(overrides), strict=True):
+        if override.key_or_group.startswith(("hydra/", "hydra.")):
+            continue
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            try:
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except HydraException:  # a glob
+                raise UsageError(f"'{text}' is a pattern: list the values, as in {key}=A,B") from None
+        else:
+            choices.append([text])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def parsed(overrides: list[str]) -> list[Override]:
+    """Overrides in Hydra's grammar."""
+    return OverridesParser.create().parse_overrides(overrides)
 
 
 def check_sources(config: DictConfig) -> None:

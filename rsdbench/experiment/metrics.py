@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ class Estimate(NamedTuple):
     high: float
 
 
+@lru_cache(maxsize=8)
 def resampled_counts(prompts: int, resamples: int) -> np.ndarray:
     """How often each prompt is drawn, [1 + resamples, prompts]; the first row is the sample itself."""
     drawn = np.random.default_rng(SEED).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
@@ -57,8 +58,13 @@ def block_efficiency(quality: pd.DataFrame) -> Estimate:
 def mbsu(quality: pd.DataFrame) -> Estimate:
     """Memory-bound speed-up: block efficiency / (c L + 1), c the ratio of parameters, L drafter calls a block."""
     first = quality.iloc[0]
-    cost = first.drafter_params / first.target_params * first.depth + 1
+    cost = block_cost(first.drafter_params, first.target_params, first.depth)
     return Estimate(*(x / cost for x in block_efficiency(quality)))
+
+
+def block_cost(drafter_params: Any, target_params: Any, depth: Any) -> Any:
+    """Weights that a block reads, in targets: c L + 1."""
+    return drafter_params / target_params * depth + 1
 
 
 def token_rate(speed: pd.DataFrame) -> Estimate:

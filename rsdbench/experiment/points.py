@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.engine.methods import BASELINE, METHODS
 from rsdbench.errors import UsageError
-from rsdbench.experiment import metrics, records
+from rsdbench.experiment import metrics
 from rsdbench.experiment.cells import planned_cells
+from rsdbench.experiment.collect import collect
 from rsdbench.experiment.compose import AXES
-from rsdbench.experiment.metrics import Estimate
 
 METRICS = ("block efficiency", "MBSU", "token rate", "accuracy")
 # one folder holds one configuration: cells that differ in these cannot stand in one figure
 SETTINGS = ("seed", "temperature", "top_p", "max_new_tokens", "batch_size", "device", "dtype")
+COLUMNS = [
+    *("cell_id", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase", "new_tokens", "blocks"),
+    *("decode_s", "ar_new_tokens", "ar_decode_s", "text", "reference", "metric", "drafter_params", "target_params"),
+    *SETTINGS,
+]
+CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart
 
 
 @dataclass
 class Results:
-    """A results folder: its records and the configuration of its newest cell."""
+    """A results folder or a merged file: its records and the configuration of its newest cell."""
 
     records: pd.DataFrame
     config: DictConfig
@@ -35,9 +41,10 @@ class Results:
         Raises:
             UsageError: there are none, one is damaged, or they are of different settings.
         """
-        frame = records.read(folder)
+        found = collect(folder, COLUMNS)
+        frame = found.table.select(COLUMNS).to_pandas()
         for name in SETTINGS:
-            values = sorted(frame[name].unique().tolist())
+            values = sorted(frame[name].unique())
             if len(values) > 1:
                 found = ", ".join(map(str, values))
                 raise UsageError(
@@ -50,7 +57,7 @@ class Results:
                 f"'{folder}' holds {twice.max()} cells of {method} {structure} in row '{row}', made with different "
                 "settings or models: give each run its own results=DIR"
             )
-        return cls(frame, records.newest_config(folder))
+        return cls(frame, OmegaConf.create(found.newest_config))
 
     @property
     def rows(self) -> list[str]:
@@ -87,31 +94,38 @@ class Results:
 
 def all_points(results: Results) -> pd.DataFrame:
     """Every structure's metrics: row, metric, method, budget, value, low, high, structure."""
-    frame = results.records
-    quality = dict(iter(frame[frame.phase == "quality"].groupby(["row", "method", "budget", "structure"])))
-    speed = dict(iter(frame[frame.phase == "speed"].groupby(["row", "method", "budget", "structure"])))
-    ar = {key[0]: cell for key, cell in quality.items() if key[1] == BASELINE}
-    points = []
-    for key, cell in quality.items():
-        row, method, budget, structure = key
-        if method == BASELINE:
-            continue
-        found: dict[str, Estimate] = {
-            "block efficiency": metrics.block_efficiency(cell),
-            "MBSU": metrics.mbsu(cell),
-        }
-        if key in speed:
-            found["token rate"] = metrics.token_rate(speed[key])
-        points += [(row, metric, method, budget, *e, structure) for metric, e in found.items()]
-    names = ["row", "metric", "method", "budget", "value", "low", "high", "structure"]
-    table = pd.DataFrame(points, columns=names)
-    efficient = best(table[table.metric == "block efficiency"])
-    accuracies = [
-        (p.row, "accuracy", p.method, p.budget,
-         *metrics.accuracy(quality[p.row, p.method, p.budget, p.structure], ar[p.row]), p.structure)
-        for p in efficient.itertuples() if p.row in ar
-    ]  # fmt: skip
-    return pd.concat([table, pd.DataFrame(accuracies, columns=names)], ignore_index=True)
+    return estimated(results, values(results))
+
+
+def figure_points(results: Results) -> pd.DataFrame:
+    """The points of the figure, in the order of rows, metrics, methods and budgets.
+
+    Each metric takes the structure that is best for it; accuracy takes the one with the best block efficiency.
+    """
+    chosen = estimated(results, best(values(results)))
+    orders = {"row": results.rows, "metric": list(METRICS), "method": results.methods}
+    for name, order in orders.items():
+        chosen[name] = pd.Categorical(chosen[name], order, ordered=True)
+    chosen = chosen.sort_values(["row", "metric", "method", "budget"]).reset_index(drop=True)
+    return chosen.astype(dict.fromkeys(orders, str))
+
+
+def values(results: Results) -> pd.DataFrame:
+    """Block efficiency, MBSU and token rate of every structure: row, metric, method, budget, structure, value."""
+    frame = results.records[results.records.method != BASELINE]
+    sums = ["new_tokens", "blocks", "decode_s", "ar_new_tokens", "ar_decode_s"]
+    first = ["depth", "drafter_params", "target_params"]
+    quality = frame[frame.phase == "quality"].groupby(CELL, sort=False)[[*sums, *first]]
+    quality = quality.agg(dict.fromkeys(sums, "sum") | dict.fromkeys(first, "first"))
+    speed = frame[frame.phase == "speed"].groupby(CELL, sort=False)[sums].sum()
+    efficiency = quality.new_tokens / quality.blocks
+    found = {
+        "block efficiency": efficiency,
+        "MBSU": efficiency / metrics.block_cost(quality.drafter_params, quality.target_params, quality.depth),
+        "token rate": speed.new_tokens / speed.decode_s / (speed.ar_new_tokens / speed.ar_decode_s),
+    }
+    parts = [s.rename("value").reset_index().assign(metric=metric) for metric, s in found.items()]
+    return pd.concat(parts, ignore_index=True)[["row", "metric", "method", "budget", "structure", "value"]]
 
 
 def best(points: pd.DataFrame) -> pd.DataFrame:
@@ -120,14 +134,20 @@ def best(points: pd.DataFrame) -> pd.DataFrame:
     return points.sort_values("value", ascending=False, kind="stable").drop_duplicates(keys)
 
 
-def figure_points(results: Results) -> pd.DataFrame:
-    """The points of the figure, in the order of rows, metrics, methods and budgets.
-
-    Each metric takes the structure that is best for it; accuracy takes the one with the best block efficiency.
-    """
-    chosen = best(all_points(results))
-    orders = {"row": results.rows, "metric": list(METRICS), "method": results.methods}
-    for name, order in orders.items():
-        chosen[name] = pd.Categorical(chosen[name], order, ordered=True)
-    chosen = chosen.sort_values(["row", "metric", "method", "budget"]).reset_index(drop=True)
-    return chosen.astype(dict.fromkeys(orders, str))
+def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Some of the `values` with their intervals, and the accuracies of those that are best in block efficiency."""
+    frame = results.records
+    efficient = best(chosen[chosen.metric == "block efficiency"])
+    needed = frame.merge(chosen[CELL].drop_duplicates(), on=CELL)
+    quality = dict(iter(needed[needed.phase == "quality"].groupby(CELL)))
+    speed = dict(iter(needed[needed.phase == "speed"].groupby(CELL)))
+    ar = dict(iter(frame[(frame.phase == "quality") & (frame.method == BASELINE)].groupby("row")))
+    functions = {"block efficiency": metrics.block_efficiency, "MBSU": metrics.mbsu, "token rate": metrics.token_rate}
+    points = []
+    for p in chosen.itertuples():
+        cell = (speed if p.metric == "token rate" else quality)[p.row, p.method, p.budget, p.structure]
+        points.append((p.row, p.metric, p.method, p.budget, *functions[p.metric](cell), p.structure))
+    for p in efficient[efficient.row.isin(ar.keys())].itertuples():
+        value = metrics.accuracy(quality[p.row, p.method, p.budget, p.structure], ar[p.row])
+        points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure))
+    return pd.DataFrame(points, columns=["row", "metric", "method", "budget", "value", "low", "high", "structure"])

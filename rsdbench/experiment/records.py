@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import platform
-import socket
-import subprocess
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf
 
-from rsdbench import __version__
 from rsdbench.errors import UsageError
-from rsdbench.experiment.cells import Cell
-from rsdbench.files import check_writable, whole_file
+from rsdbench.experiment.cells import SCHEMA, Cell, config_digest
+from rsdbench.files import whole_file
+
+PREFIX = "rsdbench."  # of the keys of a file's metadata
+MAGIC = b"PAR1"
 
 COLUMNS = pa.schema(
     [
@@ -65,99 +63,102 @@ COLUMNS = pa.schema(
 )
 
 
-def prepare(results: Path) -> None:
-    """Make the folder of the cells and see that it can be written.
+class BadRecord(Exception):
+    """A record that must not be used; says in a few words what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a file holds: one row a prompt, and where they come from."""
+
+    table: pa.Table
+    metadata: dict[str, str]
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """All that the cell's content depends on, as `Cell.config` gives it."""
+        return json.loads(self.metadata["cell"])
+
+
+@contextmanager
+def writing(results: Path) -> Iterator[None]:
+    """What cannot be written is said in one line.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: the results folder cannot be written, or its disk is full.
     """
     try:
-        check_writable(results / "cells")
+        yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        hint = "give another one with results=DIR"
-        raise UsageError(f"results folder '{results}' cannot be written ({reason}): {hint}") from None
+        raise UsageError(
+            f"results folder '{results}' cannot be written ({error.strerror or error}): mend that and run the same "
+            "command again, which goes on from there, or give another one with results=DIR"
+        ) from None
 
 
-def write(cell: Cell, results: Path, rows: list[dict[str, Any]], metadata: dict[str, str]) -> None:
+def write(cell: Cell, path: Path, rows: list[dict[str, Any]], metadata: dict[str, str]) -> None:
     """Write a cell's record, complete or not at all."""
     table = pa.Table.from_pylist(rows, COLUMNS)
     metadata = {**metadata, "config": cell.row.yaml, "cell": json.dumps(cell.config)}
-    table = table.replace_schema_metadata({f"rsdbench.{key}": value for key, value in metadata.items()})
-    with whole_file(cell.path(results)) as stream:
-        pq.write_table(table, stream, write_page_checksum=True)
+    table = table.replace_schema_metadata({f"{PREFIX}{key}": value for key, value in metadata.items()})
+    write_record(table, path)
+
+
+def write_record(table: pa.Table, path: Path) -> None:
+    """A parquet file with checksums. Without dictionaries: for few rows they cost more time than they save."""
+    for attempt in (1, 2):
+        try:
+            with whole_file(path) as stream:
+                pq.write_table(table, stream, write_page_checksum=True, use_dictionary=False)
+            return
+        except FileNotFoundError:  # a clock that jumped made the unfinished file look left over, and it was swept
+            if attempt == 2:
+                raise
+
+
+def read_file(path: Path, columns: list[str] | None = None) -> Record:
+    """A record; the checksums of the pages that are read are verified.
+
+    Raises:
+        BadRecord: it is damaged or of another schema.
+    """
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        schema = file.schema_arrow
+        table = file.read(columns, use_threads=False)
+    except (pa.ArrowException, OSError):
+        raise BadRecord("damaged") from None
+    found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    metadata = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
+    cell = json.loads(metadata.get("cell", "{}"))
+    if not schema.equals(COLUMNS, check_metadata=False) or cell.get("schema") != SCHEMA:
+        raise BadRecord("of another version's schema")
+    if config_digest(cell) != path.stem.rpartition("_")[2]:
+        raise BadRecord("of another cell than its name says")
+    if not file.metadata.num_rows:
+        raise BadRecord("empty")
+    return Record(table.replace_schema_metadata(), metadata)
+
+
+def whole(path: Path) -> Record | None:
+    """A record after reading all of it; None if it is not there or must not be used."""
+    try:
+        return read_file(path) if path.is_file() else None
+    except BadRecord:
+        return None
 
 
 def is_done(cell: Cell, results: Path) -> bool:
     """Whether the cell's record is there and whole."""
-    path = cell.path(results)
-    return path.is_file() and read_file(path) is not None
+    return whole(cell.path(results)) is not None
 
 
-def read_file(path: Path) -> pa.Table | None:
-    """A record, or None if it is damaged or of another schema; page checksums are verified."""
+def looks_whole(path: Path) -> bool:
+    """Whether a file begins and ends as a parquet file does: cheap, for counting."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError):
-        return None
-    return table if table.num_rows and table.schema.equals(COLUMNS, check_metadata=False) else None
-
-
-def provenance(device: Any, dtype: str) -> dict[str, str]:
-    """What every record of a job says of where it comes from."""
-    import torch
-
-    if device.type == "cpu":
-        name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    else:
-        name = torch.get_device_module(device).get_device_name(device)
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "device": f"{device} ({name})",
-        "dtype": dtype,
-        "git_commit": git_commit(),
-        "rsdbench": __version__,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "python": platform.python_version(),
-    }
-
-
-def git_commit() -> str:
-    """The commit of the checkout that this package runs from; "" outside of one."""
-    here = Path(__file__).resolve().parent
-    try:
-        ran = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ran.stdout.strip()
-
-
-def read(results: Path) -> pd.DataFrame:
-    """All records of a results folder.
-
-    Raises:
-        UsageError: there is no such folder, it holds no record, or one is damaged.
-    """
-    folder = results / "cells"
-    files = sorted(folder.glob("[!.]*.parquet"))
-    if not files:
-        raise UsageError(f"'{results}' holds no results: there is no record in '{folder}'")
-    tables = {file: read_file(file) for file in files}
-    damaged = [file.name for file, table in tables.items() if table is None]
-    if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise UsageError(
-            f"damaged record '{folder / damaged[0]}'{more}: run the same experiment again, which recomputes it, "
-            "or delete the file"
-        )
-    return pa.concat_tables([table.replace_schema_metadata() for table in tables.values()]).to_pandas()
-
-
-def newest_config(results: Path) -> DictConfig:
-    """The configuration that the newest record was made with."""
-    newest = max((results / "cells").glob("[!.]*.parquet"), key=lambda file: file.stat().st_mtime)
-    return OmegaConf.create(pq.read_schema(newest).metadata[b"rsdbench.config"].decode())
+        with path.open("rb") as stream:
+            start = stream.read(len(MAGIC))
+            stream.seek(-len(MAGIC), 2)
+            return start == MAGIC == stream.read()
+    except OSError:
+        return False

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rsdbench.engine.decode import Generation, generate
 from rsdbench.engine.lane import position_limit
 from rsdbench.engine.methods import BASELINE, get_shape
 from rsdbench.engine.models import Pair, load_pair, parameters
-from rsdbench.experiment import records
+from rsdbench.errors import UsageError
+from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import Cell, RowJob
+from rsdbench.experiment.claims import Claim
+from rsdbench.experiment.provenance import provenance
 from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_token
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
+KEEP_EVERY = 30.0  # seconds between two saves of an unfinished cell's prompts: what a kill without warning can cost
+POLL_EVERY = 2.0  # seconds between two looks at cells that other processes run
 TREE_POSITIONS = 32  # kept free behind a prompt's new tokens, whichever structures run: prompts must not depend on them
 
 
@@ -44,7 +52,7 @@ class RowRunner:
         self.stop = stop_token(config.dataset, self.pair.tokenizer)
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
-        self.provenance = records.provenance(self.pair.target.device, dtype)
+        self.provenance = provenance(self.pair.target.device, dtype)
 
     def decode(self, cell: Cell, prompts: list[list[int]], method: str, structure: str, *seed: object) -> Generation:
         """Decode prompts with the row's settings and a seed of the cell's own."""
@@ -61,30 +69,48 @@ class RowRunner:
         for method, structure in ((BASELINE, "0"), (cell.method, cell.structure)):
             generate(self.pair, prompt, method, structure, WARM_UP_TOKENS, settings.temperature, settings.top_p)
 
-    def quality(self, cell: Cell) -> list[dict[str, Any]]:
-        """Records of all prompts, decoded in batches of neighbours."""
-        rows = []
+    def quality(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
+        """Records of all prompts, batch by batch of neighbours, without the batches that are done."""
         size = self.config.quality.batch_size
         for start in range(0, len(self.examples), size):
             batch = self.examples[start : start + size]
+            if {e.id for e in batch} <= done:
+                continue
             out = self.decode(cell, [e.prompt for e in batch], cell.method, cell.structure, "quality", start)
-            rows += [self.record(cell, "quality", e, out, i, share=len(batch)) for i, e in enumerate(batch)]
-        return rows
+            yield [self.record(cell, "quality", e, out, i, share=len(batch)) for i, e in enumerate(batch)]
 
-    def speed(self, cell: Cell) -> list[dict[str, Any]]:
-        """Records of the first prompts at batch 1; AR runs before the method and after it by turns."""
-        count = self.config.speed.num_prompts
-        if count:
+    def speed(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
+        """Records of the first prompts at batch 1, one by one; AR runs before the method and after it by turns."""
+        todo = [(i, e) for i, e in enumerate(self.examples[: self.config.speed.num_prompts]) if e.id not in done]
+        if todo:
             self.warm_up(cell)
-        rows = []
-        for i, example in enumerate(self.examples[:count]):
+        for i, example in todo:
             order = [(BASELINE, "0"), (cell.method, cell.structure)]
             outs = {}
             for turn in (0, 1) if i % 2 == 0 else (1, 0):
                 outs[turn] = self.decode(cell, [example.prompt], *order[turn], "speed", i, turn)
             row = self.record(cell, "speed", example, outs[1], 0, share=1)
-            rows.append({**row, "ar_new_tokens": len(outs[0].tokens[0]), "ar_decode_s": outs[0].decode_s})
-        return rows
+            yield [{**row, "ar_new_tokens": len(outs[0].tokens[0]), "ar_decode_s": outs[0].decode_s}]
+
+    def run(self, cell: Cell, results: Path) -> int:
+        """Run a cell from where it was interrupted, if it was; returns the tokens that were generated now.
+
+        Whatever ends it early, its finished prompts are kept; a long cell keeps them as it goes.
+        """
+        rows, origin = progress.kept(cell, results, self.provenance["code"])
+        metadata, before, saved = self.provenance | history(origin), len(rows), time.monotonic()
+        done = {phase: {r["prompt_id"] for r in rows if r["phase"] == phase} for phase in ("quality", "speed")}
+        try:
+            for more in chain(self.quality(cell, done["quality"]), self.speed(cell, done["speed"])):
+                rows += more
+                if time.monotonic() - saved > KEEP_EVERY:
+                    progress.keep(cell, results, rows, metadata)
+                    saved = time.monotonic()
+        except BaseException:
+            progress.keep(cell, results, rows, metadata)
+            raise
+        progress.finish(cell, results, rows, metadata)
+        return sum(r["new_tokens"] for r in rows[before:])
 
     def record(self, cell: Cell, phase: str, example: Example, out: Generation, i: int, share: int) -> dict[str, Any]:
         """One prompt's row of a cell."""
@@ -107,16 +133,66 @@ class RowRunner:
         }  # fmt: skip
 
 
-def run_row(row: RowJob, results: Path, finished: Callable[[Cell, int], None]) -> None:
-    """Run the cells of a row job that have no record yet.
+def history(origin: dict[str, str]) -> dict[str, str]:
+    """Metadata that say where kept prompts come from, if there are any."""
+    if not origin:
+        return {}
+    own = {key: origin[key] for key in ("started", "host", "job", "device") if key in origin}
+    return {progress.HISTORY: json.dumps([*json.loads(origin.get(progress.HISTORY, "[]")), own])}
 
-    `finished` is called after each cell with the tokens it generated.
+
+class Watcher(Protocol):
+    """Is told how a row goes on."""
+
+    def finished(self, cell: Cell, tokens: int) -> None:
+        """A cell is done, with so many tokens generated for it now."""
+
+    def waiting(self, cells: int) -> None:
+        """So many cells are left, and other processes run them all."""
+
+
+def run_row(row: RowJob, results: Path, watcher: Watcher) -> dict[Cell, str]:
+    """Run the cells of a row job that have no record yet; cells that another process runs come last, if at all.
+
+    Returns the reason of each cell that failed.
+
+    Raises:
+        UsageError: the models, the data or the results folder cannot be used.
     """
     missing = [cell for cell in row.cells if not records.is_done(cell, results)]
-    if not missing:
-        return
-    runner = RowRunner(row)
-    for cell in missing:
-        rows = runner.quality(cell) + runner.speed(cell)
-        records.write(cell, results, rows, runner.provenance)
-        finished(cell, sum(r["new_tokens"] for r in rows))
+    failed: dict[Cell, str] = {}
+    runner: RowRunner | None = None
+    while missing:
+        cell, claim = next_free(missing, results)
+        if claim is None:
+            watcher.waiting(len(missing))
+            time.sleep(POLL_EVERY)
+            missing = [c for c in missing if not c.path(results).exists()]
+            continue
+        missing.remove(cell)
+        with claim:
+            if records.is_done(cell, results):  # by another process, meanwhile
+                continue
+            try:
+                runner = runner or RowRunner(row)
+                tokens = runner.run(cell, results)
+            except UsageError:
+                raise
+            except Exception as error:
+                progress.fail(cell, results, error)
+                failed[cell] = f"{type(error).__name__}: {error}"
+                if runner is None:  # what keeps the models from being loaded fails the whole row
+                    for other in missing:
+                        progress.fail(other, results, error)
+                    return failed | dict.fromkeys(missing, failed[cell])
+            else:
+                watcher.finished(cell, tokens)
+    return failed
+
+
+def next_free(cells: list[Cell], results: Path) -> tuple[Cell, Claim | None]:
+    """The first cell that no other process runs, claimed; no claim if there is none."""
+    for cell in cells:
+        if claim := progress.claim(cell, results):
+            return cell, claim
+    return cells[0], None

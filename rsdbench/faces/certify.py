@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from rsdbench.certificate.certify import SAMPLES, code_hash, conclude, failed, gather, run
+from rsdbench.certificate.certify import SAMPLES, conclude, failed, gather, run
 from rsdbench.certificate.report import markdown, table
 from rsdbench.engine.methods import METHODS
-from rsdbench.experiment.records import provenance
+from rsdbench.experiment.provenance import provenance
 from rsdbench.faces.output import check_folder, output
 
 
@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> None:
 
     evidence = gather(args.methods, args.samples, args.seed)
     origin = provenance(torch.device("cpu"), "float32")
-    del origin["host"]
+    del origin["host"], origin["job"]
     command = shlex.join(["rsdbench", "certify", *arguments])
-    origin |= {"code": code_hash(), "seed": str(args.seed), "command": command}
+    origin |= {"seed": str(args.seed), "command": command}
     if args.out is not None:
         check_folder(args.out)
     started = time.perf_counter()

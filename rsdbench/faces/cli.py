@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 
 from rsdbench import __version__
 from rsdbench.errors import UsageError
@@ -12,44 +12,20 @@ from rsdbench.errors import UsageError
 USAGE = """\
 usage: rsdbench COMMAND ...
 
-  run [-m] [overrides]               decode every missing cell of an experiment (rsdbench run --help)
-  figure RESULTS --out FILE          the grid of charts as .png, .pdf or .svg
-  table RESULTS [--out FILE.csv]     the numbers behind it, with intervals
-  certify [methods] [--out DIR]      the losslessness certificate of every registered method
+  run [-m] [overrides]                decode every missing cell of an experiment (rsdbench run --help)
+  run --manifest FILE [--task N]      one task of a sweep that `plan` has frozen (default: $SLURM_ARRAY_TASK_ID)
+  plan [overrides] [--manifest FILE]  what a sweep will run, before it runs
+  status RESULTS [--watch]            which cells are done, running, failed, missing
+  merge RESULTS --out FILE.parquet    all records as one file, checked
+  figure RESULTS --out FILE           the grid of charts as .png, .pdf or .svg
+  table RESULTS [--out FILE.csv]      the numbers behind it, with intervals
+  certify [methods] [--out DIR]       the losslessness certificate of every registered method
 
-Exit codes: 0 success, 1 a method is not certified, 2 bad input (one line says what is wrong and what would be right).
+RESULTS is a folder that `run` filled; for figure and table also a file that `merge` wrote.
+Exit codes: 0 success, 1 a cell failed or a method is not certified, 2 bad input (one line says what is wrong and what
+would be right), 75 stopped by SIGTERM or SIGUSR1 (what is finished is kept, the same command goes on from there).
 """
-
-
-def run(arguments: list[str]) -> None:
-    """The Hydra application."""
-    from rsdbench.faces.run import main as run_main
-
-    run_main(arguments)
-
-
-def figure(arguments: list[str]) -> None:
-    """The grid of charts."""
-    from rsdbench.faces.figure import main as figure_main
-
-    figure_main(arguments)
-
-
-def table(arguments: list[str]) -> None:
-    """The points as a table."""
-    from rsdbench.faces.table import main as table_main
-
-    table_main(arguments)
-
-
-def certify(arguments: list[str]) -> None:
-    """The certificate."""
-    from rsdbench.faces.certify import main as certify_main
-
-    certify_main(arguments)
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": run, "figure": figure, "table": table, "certify": certify}
+COMMANDS = ("run", "plan", "status", "merge", "figure", "table", "certify")  # each a module with a `main`
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise UsageError(f"unknown command '{command}': choose from {', '.join(COMMANDS)}")
-        COMMANDS[command](arguments[1:])
+        import_module(f"rsdbench.faces.{command}").main(arguments[1:])
     except UsageError as error:
         print(f"rsdbench: {error}", file=sys.stderr)
         sys.exit(2)

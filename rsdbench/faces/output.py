@@ -24,7 +24,7 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def output(path: Path) -> Iterator[BinaryIO]:
+def output(path: Path, option: str = "--out") -> Iterator[BinaryIO]:
     """The stream of a file that appears whole or not at all; missing folders are made.
 
     Raises:
@@ -35,9 +35,9 @@ def output(path: Path) -> Iterator[BinaryIO]:
         with whole_file(path) as stream:
             yield stream
     except OSError as error:
-        raise refusal(path, error) from None
+        raise refusal(path, error, option) from None
 
 
-def refusal(path: Path, error: OSError) -> UsageError:
+def refusal(path: Path, error: OSError, option: str = "--out") -> UsageError:
     """What is said about a path that cannot be written."""
-    return UsageError(f"'{path}' cannot be written ({error.strerror or error}): give another one with --out")
+    return UsageError(f"'{path}' cannot be written ({error.strerror or error}): give another one with {option}")

@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self, cells: int) -> None:
         self.cells, self.done, self.tokens = cells, 0, 0
-        self.label = ""
+        self.label = self.waited = ""
         self.started = self.printed = time.monotonic()
         console = Console(file=sys.stderr)
         self.bar = Bar(
@@ -42,6 +42,14 @@ class Progress:
         """The row that runs now."""
         self.label = label
         self.bar.update(self.task, description=label, refresh=True)
+
+    def waiting(self, cells: int) -> None:
+        """Other processes run all that is left."""
+        text = f"{self.label}: waiting for {cells} cells that other processes run"
+        self.bar.update(self.task, description=text, refresh=True)
+        if self.bar.disable and text != self.waited:
+            print(text, file=sys.stderr, flush=True)
+        self.waited = text
 
     def finished(self, cell: Cell, tokens: int) -> None:
         """A cell is done."""

@@ -1,63 +1,207 @@
-"""`rsdbench run`: compose the rows of an experiment with Hydra and run their missing cells."""
+"""`rsdbench run`: run the missing cells of an experiment, of a sweep (-m), or of one task of a manifest."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.compose import CONFIGS, check_sources, row_configs
+from rsdbench.experiment.compose import CONFIGS, check_sources, row_jobs, sweep
+from rsdbench.experiment.preemption import CODE, Preempted, preemptible
+
+if TYPE_CHECKING:
+    from rsdbench.experiment.plan import PlannedRow
+
+TASK = "SLURM_ARRAY_TASK_ID"
+
+
+def main(arguments: list[str]) -> None:
+    """Run a manifest's task, or hand over to Hydra.
+
+    Raises:
+        UsageError: an override, a group's choice or a setting is wrong.
+    """
+    try:
+        with preemptible():
+            if any(argument.partition("=")[0] == "--manifest" for argument in arguments):
+                run_task(arguments)
+            else:
+                run_hydra(arguments)
+    except Preempted as signal:
+        leave(signal)
+
+
+def leave(signal: Preempted) -> NoReturn:
+    """Exit with the code that means: again later."""
+    print(f"rsdbench: stopped by {signal}; what is finished is kept, the same command goes on", file=sys.stderr)
+    sys.exit(CODE)
+
+
+def run_task(arguments: list[str]) -> None:
+    """One task of a manifest."""
+    parser = argparse.ArgumentParser("rsdbench run", description="Run one task of a manifest.")
+    parser.add_argument("--manifest", type=Path, required=True, help="what `rsdbench plan --manifest FILE` wrote")
+    parser.add_argument("--task", help=f"number of the task, from 0 (default: ${TASK})")
+    args, others = parser.parse_known_args(arguments)
+    if others:
+        raise UsageError(f"a manifest is frozen, it takes no '{others[0]}': plan another one with rsdbench plan")
+    number = args.task or os.environ.get(TASK, "")
+    if not number.isdecimal():
+        raise UsageError(f"which task of the manifest? Give --task N or set {TASK} to a number, not '{number}'")
+
+    from rsdbench.experiment.plan import read_task
+
+    sys.exit(run_rows([read_task(args.manifest, int(number))]))
+
+
+def run_hydra(arguments: list[str]) -> None:
+    """One job, or the jobs of a sweep through whichever launcher was chosen."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
+    sys.argv = ["rsdbench run", *arguments]
+    application = hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)
+    args = get_args_parser().parse_args(arguments)
+    planned = []
+    if args.multirun and not (args.cfg or args.info or args.help):
+        planned = sweep_rows(args.overrides)
+
+        from rsdbench.experiment.plan import prepare
+
+        prepare(planned)
+    try:
+        application()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(one_line(error)) from None
+    if planned:
+        sys.exit(conclude(planned))
 
 
 def job(_: DictConfig) -> None:
     """A Hydra job. Bad input ends it as an exit, not as an exception, which Hydra would announce in its own words."""
+    overrides = list(HydraConfig.get().overrides.task)
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
-        run_rows(list(HydraConfig.get().overrides.task))
+        with preemptible():
+            code = run_rows(checked_rows(overrides), alone)
+    except Preempted as signal:
+        leave(signal)
     except UsageError as error:
         print(f"rsdbench: {error}", file=sys.stderr)
         sys.exit(2)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"rsdbench: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    if alone:
+        sys.exit(code)
 
 
-def run_rows(overrides: list[str]) -> None:
-    """Check every row of a job before the first model is loaded, then run them one after another."""
-    configs = row_configs(overrides)
-    for row_config in configs:
-        check_sources(row_config)
+def checked_rows(overrides: list[str]) -> list[PlannedRow]:
+    """The rows of a job; what can be seen without torch is seen before it is imported.
 
-    from rsdbench.experiment import records
-    from rsdbench.experiment.cells import RowJob, check_settings
+    Raises:
+        UsageError: a model, the dataset or a setting is not usable.
+    """
+    jobs = row_jobs(overrides)
+    for _, config in jobs:
+        check_sources(config)
 
-    for row_config in configs:
-        check_settings(row_config)
-    rows = [RowJob(row_config) for row_config in configs]
-    results = Path(hydra.utils.to_absolute_path(configs[0].results))
-    cells = [cell for row in rows for cell in row.cells]
-    records.prepare(results)
-    missing = sum(not records.is_done(cell, results) for cell in cells)
+    from rsdbench.experiment.plan import plan_rows
+
+    return plan_rows(jobs)
+
+
+def sweep_rows(overrides: list[str]) -> list[PlannedRow]:
+    """The rows of all jobs of a sweep, checked before the first job is launched.
+
+    Raises:
+        UsageError: one of them is not usable, or two of them would put different settings under one name.
+    """
+    try:
+        rows = [planned for one in sweep(overrides) for planned in checked_rows(one)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(one_line(error)) from None
+
+    from rsdbench.experiment.plan import check_distinct
+
+    check_distinct(rows)
+    return rows
+
+
+def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
+    """Run what is missing, row after row, and say what was done; returns the exit code.
+
+    alone: these rows are all there is. In a sweep another process sums up, and rows that cannot be run at all are
+    noted as failed, so that the other jobs go on.
+
+    Raises:
+        UsageError: the results folder, a model or the data cannot be used.
+    """
+    from rsdbench.experiment import progress, records
+    from rsdbench.experiment.plan import prepare
+    from rsdbench.experiment.provenance import code_hash
+
+    prepare(rows)
+    found = {c: records.whole(c.path(planned.results)) for planned in rows for c in planned.cells}
+    missing = [cell for cell, record in found.items() if record is None]
+    older = sum(r is not None and r.metadata.get("code") != code_hash() for r in found.values())
+    if older:
+        print(f"note: {older} cells were decoded by another version of the code, and stay as they are", file=sys.stderr)
+    where = ", ".join(dict.fromkeys(str(planned.results) for planned in rows))
     if not missing:
-        print(f"all {len(cells)} cells are done already: {results}")
-        return
+        print(f"all {len(found)} cells are done already: {where}")
+        return 0
 
     from rsdbench.engine.models import quiet_libraries
     from rsdbench.experiment.runner import run_row
     from rsdbench.faces.progress import Progress
 
     quiet_libraries()
-    with Progress(missing) as progress:
-        for row in rows:
-            progress.row(row.label)
-            run_row(row, results, progress.finished)
-    print(f"{missing} cells done, {len(cells) - missing} were there already: {results}")
+    failed = {}
+    with Progress(len(missing)) as bar:
+        for planned in rows:
+            bar.row(planned.row.label)
+            try:
+                failed |= run_row(planned.row, planned.results, bar)
+            except UsageError as error:
+                if alone:
+                    raise
+                for cell in planned.cells:
+                    if not records.is_done(cell, planned.results):
+                        progress.fail(cell, planned.results, error)
+        done = bar.done
+    elsewhere = len(missing) - done - len(failed)
+    other = f", {elsewhere} by other processes" if elsewhere and alone else ""
+    print(f"{done} cells done{other}, {len(found) - len(missing)} were there already: {where}")
+    return conclude(rows) if alone else 0
+
+
+def conclude(rows: list[PlannedRow]) -> int:
+    """Say which cells are not done, and why; returns the exit code: 0 all done, 1 some failed, 2 for a usage error."""
+    from rsdbench.experiment import progress
+
+    lost = [
+        (cell, planned.results) for planned in rows for cell in planned.cells if not cell.path(planned.results).exists()
+    ]
+    if not lost:
+        return 0
+    reasons = {results: progress.failures(results) for _, results in lost}
+    cell, results = lost[0]
+    reason = reasons[results].get(cell.id, "its process ended early")
+    usage = reason.startswith(f"{UsageError.__name__}: ")
+    reason = reason.removeprefix(f"{UsageError.__name__}: ")
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    print(f"rsdbench: failed: {cell.id}{more} ({reason}); the same command tries again", file=sys.stderr)
+    return 2 if usage else 1
 
 
 def one_line(error: Exception) -> str:
@@ -70,18 +214,3 @@ def one_line(error: Exception) -> str:
         causes.append(causes[-1].__cause__)
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
     return " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(("full_key", "object_type"))))
-
-
-def main(arguments: list[str]) -> None:
-    """Hand over to Hydra.
-
-    Raises:
-        UsageError: an override, a group's choice or a setting is wrong.
-    """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
-    sys.argv = ["rsdbench run", *arguments]
-    application = hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)
-    try:
-        application()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(one_line(error)) from None

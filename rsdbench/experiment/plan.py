@@ -1,0 +1,217 @@
+"""A sweep before it runs: its row jobs with their cells, and the manifest that freezes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rsdbench import __version__
+from rsdbench.errors import UsageError
+from rsdbench.experiment import progress, records
+from rsdbench.experiment.cells import SCHEMA, Cell, RowJob, check_settings
+from rsdbench.experiment.compose import check_sources, row_jobs
+from rsdbench.experiment.provenance import code_hash
+from rsdbench.files import whole_file
+
+FORMAT = 1  # of a manifest's lines
+LOCAL = ("target", "drafter", "dataset")  # configuration groups whose path may be a local one
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row job as it will run: where from, where to."""
+
+    row: RowJob
+    overrides: list[str]  # compose this row alone, from any folder
+    results: Path
+
+    @cached_property
+    def line(self) -> dict[str, Any]:
+        """The row as a line of a manifest."""
+        return {
+            "format": FORMAT, "rsdbench": __version__, "code": code_hash(), "schema": SCHEMA, "row": self.row.name,
+            "label": self.row.label, "results": str(self.results), "overrides": self.overrides,
+            "cells": [{"id": c.id, "method": c.method, "structure": c.structure} for c in self.row.cells],
+        }  # fmt: skip
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The row's cells."""
+        return self.row.cells
+
+
+def planned_rows(overrides: list[str]) -> list[PlannedRow]:
+    """The rows of one job, each checked.
+
+    Raises:
+        UsageError: a model, the dataset or a setting is not usable.
+    """
+    return plan_rows(row_jobs(overrides))
+
+
+def plan_rows(jobs: list[tuple[list[str], DictConfig]]) -> list[PlannedRow]:
+    """The same from rows that are composed already."""
+    rows = []
+    for overrides, config in jobs:
+        check_sources(config)
+        check_settings(config)
+        results = Path(config.results).absolute()
+        rows.append(PlannedRow(RowJob(config), anchored(overrides, config, results), results))
+    return rows
+
+
+def anchored(overrides: list[str], config: DictConfig, results: Path) -> list[str]:
+    """Overrides that mean the same from any folder: local paths are made absolute."""
+    anchors = {"results": results}
+    for group in LOCAL:
+        local = Path(str(config[group].path)).expanduser()
+        if local.exists() and any(o.startswith(f"{group}.path=") for o in overrides):
+            anchors[f"{group}.path"] = local.absolute()
+    others = [o for o in overrides if o.partition("=")[0] not in anchors]
+    return [*others, *(f"{key}={quoted(str(path))}" for key, path in anchors.items())]
+
+
+def quoted(text: str) -> str:
+    """A value in Hydra's grammar; in quotes if it needs them."""
+    if re.fullmatch(r"[\w/.+-]+", text):
+        return text
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+
+
+def prepare(rows: list[PlannedRow]) -> None:
+    """See that the results folders can be written and hold nothing else, and leave the plans there.
+
+    Raises:
+        UsageError: one cannot be written, or two configurations would share it.
+    """
+    check_distinct(rows)
+    for results in dict.fromkeys(planned.results for planned in rows):
+        progress.prepare(results)
+    check_folder(rows)
+    register(rows)
+
+
+def check_distinct(rows: list[PlannedRow]) -> None:
+    """One folder holds one configuration: two rows of a sweep must not write cells of one name with different settings.
+
+    Raises:
+        UsageError: two do, with what differs.
+    """
+    seen: dict[tuple[Path, str], Cell] = {}
+    for planned in rows:
+        for cell in planned.cells:
+            other = seen.setdefault((planned.results, cell.name), cell)
+            if other.id != cell.id:
+                raise UsageError(
+                    f"two configurations of {cell.name} would go to '{planned.results}': they differ in "
+                    f"{differences(other.config, cell.config)}; give each its own folder, such as "
+                    "'results=results/${name}-${seed}'"
+                )
+
+
+def check_folder(rows: list[PlannedRow]) -> None:
+    """The same against what lies in the results folders already.
+
+    Raises:
+        UsageError: a folder holds a cell of one of these names with different settings, with what differs.
+    """
+    for results in dict.fromkeys(planned.results for planned in rows):
+        wanted = {cell.name: cell for planned in rows if planned.results == results for cell in planned.cells}
+        ids = {cell.id for cell in wanted.values()}
+        for file in (results / "cells").glob("[!.]*.parquet"):
+            cell = wanted.get(file.stem.rpartition("_")[0])
+            if cell is None or file.stem in ids:
+                continue
+            try:
+                there = records.read_file(file, []).cell
+            except records.BadRecord:
+                continue  # whatever it was, it is not used
+            raise UsageError(
+                f"'{results}' holds {cell.name} of another configuration: "
+                f"{differences(there, cell.config, 'there', 'here')}; give this run its own results=DIR"
+            )
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], name_a: str = "", name_b: str = "") -> str:
+    """Where two configurations differ: "decode.temperature (0.3, 0.7)", the first three."""
+    flat_a, flat_b = flat(a), flat(b)
+    keys = [k for k in {**flat_a, **flat_b} if flat_a.get(k) != flat_b.get(k)]
+    texts = [f"{k} ({f'{name_a} {flat_a.get(k)}'.strip()}, {f'{name_b} {flat_b.get(k)}'.strip()})" for k in keys[:3]]
+    return ", ".join(texts) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+def register(rows: list[PlannedRow]) -> None:
+    """Leave the plans in their results folders, where `rsdbench status` finds them.
+
+    Raises:
+        UsageError: a folder cannot be written.
+    """
+    for place, planned in enumerate(rows):
+        digest = hashlib.sha256(json.dumps(planned.line["cells"]).encode()).hexdigest()[:12]
+        path = progress.folder(planned.results) / f"{planned.row.name}_{digest}{progress.PLAN}"
+        if not path.exists():
+            with records.writing(planned.results), whole_file(path) as stream:
+                stream.write(json.dumps({**planned.line, "place": place}).encode())
+
+
+def registered(results: Path) -> list[dict[str, Any]]:
+    """The plans that were left in a results folder, in their order."""
+    plans = []
+    for file in sorted(progress.folder(results).glob(f"*{progress.PLAN}")):
+        try:
+            plan = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if plan.get("schema") == SCHEMA:
+            plans.append(plan)
+    return sorted(plans, key=lambda plan: plan["place"])
+
+
+def manifest(rows: list[PlannedRow]) -> bytes:
+    """One line of JSON a row job."""
+    return "".join(json.dumps({"task": i, **planned.line}) + "\n" for i, planned in enumerate(rows)).encode()
+
+
+def read_task(file: Path, task: int) -> PlannedRow:
+    """One line of a manifest, composed anew and found to be what was planned.
+
+    Raises:
+        UsageError: the file cannot be read, is of another version, has no such task, or no longer describes the same
+            cells.
+    """
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not one JSON object a line"
+        raise UsageError(f"manifest '{file}' cannot be read ({reason}): make one with rsdbench plan") from None
+    if not 0 <= task < len(lines):
+        raise UsageError(f"manifest '{file}' has no task {task}: its tasks are 0 to {len(lines) - 1}")
+    line = lines[task]
+    again = "plan it again with rsdbench plan"
+    if not isinstance(line, dict) or line.get("format") != FORMAT:
+        raise UsageError(f"manifest '{file}' is of another format: {again}")
+    for key, mine in (("rsdbench", __version__), ("code", code_hash())):
+        if line[key] != mine:
+            raise UsageError(f"manifest '{file}' was planned by {key} {line[key]}, and this is {key} {mine}: {again}")
+    (planned,) = planned_rows(line["overrides"])
+    if planned.line["cells"] != line["cells"]:
+        raise UsageError(
+            f"task {task} of manifest '{file}' no longer gives the cells that were planned: its configuration, models "
+            f"or data have changed since; {again}"
+        )
+    return planned

@@ -1,0 +1,69 @@
+"""Where a result comes from: code, versions, device, host, job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rsdbench import __version__
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CERTIFIED = ("sampling", "rules", "engine")  # the packages that decide which tokens come out
+
+
+def provenance(device: Any, dtype: str) -> dict[str, str]:
+    """What every record of a process says of where it comes from. device: a `torch.device`."""
+    import torch
+
+    if device.type == "cpu":
+        name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    else:
+        name = torch.get_device_module(device).get_device_name(device)
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "job": slurm_job(),
+        "device": f"{device} ({name})",
+        "dtype": dtype,
+        "git_commit": git_commit(),
+        "code": code_hash(),
+        "rsdbench": __version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
+
+
+@lru_cache
+def code_hash() -> str:
+    """A hash of the source that decides which tokens come out; a certificate names the code that it is about by it."""
+    digest = hashlib.sha256()
+    for name in CERTIFIED:
+        for file in sorted((PACKAGE / name).glob("*.py")):
+            digest.update(f"{name}/{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def git_commit() -> str:
+    """The commit of the checkout that this package runs from; "" outside of one."""
+    try:
+        ran = subprocess.run(
+            ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ran.stdout.strip()
+
+
+def slurm_job() -> str:
+    """The Slurm job that this process belongs to, as Slurm's tools name it: "17" or "17_3"; "" outside of one."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

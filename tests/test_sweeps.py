@@ -1,0 +1,488 @@
+"""Plans, manifests, preemption, claims, failures, status, merge: sweeps of many processes on one folder."""
+
+import ctypes
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from rsdbench.errors import UsageError
+from rsdbench.experiment import claims, preemption, progress, records
+from rsdbench.experiment.cells import config_digest
+from rsdbench.experiment.collect import CACHE, collect
+from rsdbench.experiment.compose import sweep
+from rsdbench.experiment.overview import overview, rate
+from rsdbench.experiment.plan import planned_rows, quoted
+from rsdbench.experiment.preemption import CODE, Preempted, preemptible, shielded
+
+from . import commands
+from .commands import LONG, SMALL, Command, cells, lines, rsdbench, tokens, wait_for
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The tokens that LONG gives if nothing happens."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    rsdbench("run", *LONG, f"results={folder}")
+    return tokens(folder)
+
+
+# plans
+
+
+def test_a_sweep_is_what_hydra_makes_of_it():
+    jobs = sweep(["experiment=smoke", "drafter=opt-25k,opt-70k", "seed=range(0,2)", "hydra/launcher=joblib"])
+    assert jobs == [["experiment=smoke", f"drafter=opt-{d}", f"seed={s}"] for d in ("25k", "70k") for s in (0, 1)]
+    with pytest.raises(UsageError, match="is a pattern: list the values, as in target=A,B"):
+        sweep(["target=glob(*)"])
+
+
+def test_quoted_values_come_back_from_hydras_grammar():
+    from rsdbench.experiment.compose import compose
+
+    for text in ("/a/b-c_d.e", "a b", "it's", "a,b", "x=y", "{z}", "[1]", "back\\slash", "quote\\'s"):
+        assert compose(["experiment=smoke", f"results={quoted(text)}"])[0].results == text
+
+
+def test_a_manifest_has_a_line_a_row_job_and_its_tasks_are_the_sweep(tmp_path):
+    manifest = tmp_path / "sweep.jsonl"
+    axes = ["drafter=opt-25k,opt-70k", "target=opt-2.6m", "dataset=wmt", "methods=[sd]", "budgets=[6]"]
+    out, _ = rsdbench("plan", "experiment=smoke", *axes, "results=r", "--manifest", manifest, cwd=tmp_path)
+    assert "2 row jobs, 4 cells, 4 of them to run" in out
+    assert f"sbatch --array=0-1 scripts/slurm_array.sbatch {manifest}" in out
+    found = lines(manifest)
+    assert [line["task"] for line in found] == [0, 1]
+    assert [line["label"] for line in found] == ["OPT-25K-2.6M, De-En", "OPT-70K-2.6M, De-En"]
+    assert all(line["results"] == str(tmp_path / "r") for line in found), "results mean the same from any folder"
+    assert "4 missing" in rsdbench("status", tmp_path / "r")[0]
+
+    rsdbench("run", "--manifest", manifest, "--task", "1", cwd="/")
+    assert [file.stem for file in cells(tmp_path / "r")] == sorted(c["id"] for c in found[1]["cells"])
+    rsdbench("run", f"--manifest={manifest}", cwd="/", SLURM_ARRAY_TASK_ID="0")
+    assert len(cells(tmp_path / "r")) == 4
+    out, _ = rsdbench("run", "--manifest", manifest, "--task", "0")
+    assert "all 2 cells are done already" in out
+    out, _ = rsdbench("plan", "experiment=smoke", *axes, "results=r", cwd=tmp_path)
+    assert "4 cells, 0 of them to run" in out
+
+    rsdbench("run", "-m", "experiment=smoke", *axes, "results=direct", cwd=tmp_path)
+    assert [f.name for f in cells(tmp_path / "direct")] == [f.name for f in cells(tmp_path / "r")]
+    assert tokens(tmp_path / "direct") == tokens(tmp_path / "r"), "cells do not depend on how they were launched"
+
+
+def test_relative_paths_are_frozen_as_absolute_ones(tmp_path):
+    from rsdbench.experiment.tasks import DATA
+
+    (tmp_path / "set.parquet").write_bytes((DATA / "debian_de_en.parquet").read_bytes())
+    rsdbench("plan", *SMALL, "dataset.path=set.parquet", "results=r", "--manifest", "m.jsonl", cwd=tmp_path)
+    (line,) = lines(tmp_path / "m.jsonl")
+    assert f"dataset.path={tmp_path / 'set.parquet'}" in line["overrides"]
+    embedded = planned_rows([*SMALL, f"results={tmp_path / 'r'}"])[0].line["cells"]
+    assert line["cells"] == embedded, "a local file counts by its contents"
+    rsdbench("run", "--manifest", tmp_path / "m.jsonl", "--task", "0", cwd="/")
+
+    table = pq.read_table(tmp_path / "set.parquet")
+    pq.write_table(table.slice(1), tmp_path / "set.parquet")
+    _, err = rsdbench("run", "--manifest", tmp_path / "m.jsonl", "--task", "0", cwd="/", code=2)
+    assert "no longer gives the cells that were planned" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ({}, ["--task", "7"], "has no task 7: its tasks are 0 to 0"),
+        ({}, ["--task", "-1"], "which task of the manifest? Give --task N"),
+        ({}, ["--task", "one"], "set SLURM_ARRAY_TASK_ID to a number, not 'one'"),
+        ({}, [], "which task of the manifest? Give --task N"),
+        ({}, ["--task", "0", "seed=3"], "a manifest is frozen, it takes no 'seed=3'"),
+        ({"format": 0}, ["--task", "0"], "is of another format: plan it again"),
+        ({"rsdbench": "0.0.1"}, ["--task", "0"], "was planned by rsdbench 0.0.1"),
+        ({"code": "0123456789abcdef"}, ["--task", "0"], "was planned by code 0123456789abcdef"),
+        ({"cells": []}, ["--task", "0"], "no longer gives the cells that were planned"),
+        (None, ["--task", "0"], "cannot be read (it is not one JSON object a line)"),
+    ],
+)
+def test_bad_manifests_and_tasks_are_one_line(tmp_path, change, arguments, message):
+    manifest = tmp_path / "m.jsonl"
+    rsdbench("plan", *SMALL, f"results={tmp_path / 'r'}", "--manifest", manifest)
+    (line,) = lines(manifest)
+    manifest.write_text(json.dumps(line | change) + "\n" if change is not None else manifest.read_text()[:-30])
+    _, err = rsdbench("run", "--manifest", manifest, *arguments, code=2)
+    assert message in err
+    assert err.startswith("rsdbench: ")
+    assert err.count("\n") == 1
+    assert not cells(tmp_path / "r")
+
+
+def test_bad_input_to_plan_status_and_merge_is_one_line(tmp_path):
+    rsdbench("run", *SMALL, f"results={tmp_path / 'r'}")
+    for arguments, message in (
+        (["plan", *SMALL, "budgets=[7]"], "has no structures of budget 7"),
+        (["plan", *SMALL, "experiment=other"], "unknown experiment 'other'"),
+        (["plan", *SMALL, "seed=0,1"], "two configurations of opt-25k_opt-2.6m_debian-de-en_ar_0 would go to"),
+        (["plan", *SMALL, f"results={tmp_path / 'r'}", "seed=1"], "of another configuration: seed (there 0, here 1)"),
+        (["plan", *SMALL, f"results={tmp_path / 'n'}", "--manifest", "/proc/no/m"], "another one with --manifest"),
+        (["status", tmp_path / "none"], "is no results folder"),
+        (["merge", tmp_path / "none", "--out", tmp_path / "m.parquet"], "holds no results"),
+        (["merge", tmp_path / "r", "--out", tmp_path / "m.csv"], "must end in .parquet"),
+        (["merge", tmp_path / "r", "--out", "/proc/no/m.parquet"], "cannot be written"),
+        (["figure", __file__, "--out", tmp_path / "f.png"], "is damaged or no parquet file"),
+        (["run", "--manifest", tmp_path / "none", "--task", "0"], "cannot be read (No such file or directory)"),
+    ):
+        _, err = rsdbench(*arguments, code=2)
+        assert message in err
+        assert err.count("\n") == 1
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+# preemption
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_keeps_finished_prompts_and_the_next_run_goes_on(tmp_path, undisturbed, name):
+    run = Command("run", *LONG, f"results={tmp_path}")
+    wait_for(lambda: cells(tmp_path) and commands.progress(tmp_path, ".running"), "claim of the second cell")
+    time.sleep(0.5)
+    sent = time.monotonic()
+    os.kill(run.pid, getattr(signal, name))
+    _, err = run.wait(CODE)
+    assert time.monotonic() - sent < 10
+    assert f"stopped by {name}" in err
+    assert not commands.progress(tmp_path, ".running"), "the claim is given back"
+    (kept,) = commands.progress(tmp_path, ".kept")
+    prompts = pq.read_table(kept).num_rows
+    assert 0 < prompts < 40
+    rsdbench("run", *LONG, f"results={tmp_path}")
+    assert tokens(tmp_path) == undisturbed
+    assert not commands.progress(tmp_path, ".kept")
+    (resumed,) = [f for f in cells(tmp_path) if f.stem == kept.stem]
+    history = json.loads(pq.read_schema(resumed).metadata[b"rsdbench.kept_from"])
+    assert len(history) == 1
+    assert set(history[0]) == {"started", "host", "job", "device"}
+
+
+def test_prompts_kept_by_other_code_are_not_used(tmp_path):
+    (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
+    rsdbench("run", *SMALL, f"results={tmp_path}")
+    cell = planned.cells[0]
+    done = records.read_file(cell.path(tmp_path))
+    progress.keep(cell, tmp_path, done.table.to_pylist(), done.metadata)
+    code = done.metadata["code"]
+    rows, origin = progress.kept(cell, tmp_path, code)
+    assert rows == done.table.to_pylist()
+    assert origin["code"] == code
+    assert progress.kept(cell, tmp_path, "other") == ([], {})
+
+
+def test_shielded_work_is_not_cut_and_the_signal_comes_after_it():
+    before = signal.getsignal(signal.SIGUSR1)
+    steps = []
+
+    def work():
+        with preemptible(), shielded():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.05)
+            steps.append("whole")
+        steps.append("never")
+
+    pid = os.fork()
+    if not pid:  # a process of its own: what a signal sets off ends with the process
+        try:
+            work()
+        except Preempted as stopped:
+            os._exit(10 if steps == ["whole"] and str(stopped) == "SIGUSR1" else 11)
+        os._exit(12)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 10
+    with preemptible():
+        assert signal.getsignal(signal.SIGUSR1) != before
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_process_that_hangs_is_ended_in_time(monkeypatch):
+    """The main thread is inside a library's call and never comes to run a handler; the watch ends the process."""
+    monkeypatch.setattr(preemption, "GRACE", 0.5)
+    ready, go = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with preemptible():
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # another thread will get it
+            os.write(go, b"x")
+            ctypes.CDLL(None).sleep(30)
+        os._exit(1)
+    os.read(ready, 1)
+    started = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == CODE
+    assert time.monotonic() - started < 10
+
+
+# claims
+
+
+def test_a_claim_keeps_others_away_until_it_is_given_back_or_stale(tmp_path):
+    path = tmp_path / "cell.running"
+    with claims.take(path, time.time()):
+        assert claims.is_live(path, time.time())
+        assert claims.take(path, time.time()) is None
+        assert not claims.is_live(path, time.time() + 61), "no beat for a minute"
+        assert not claims.is_live(path, time.time() - 61), "a beat of a clock that has been set back since"
+    assert not path.exists()
+
+
+def test_a_dead_process_of_this_machine_holds_nothing(tmp_path):
+    path = tmp_path / "cell.running"
+    pid = os.fork()
+    if not pid:
+        claims.take(path, time.time())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert path.exists()
+    assert not claims.is_live(path, time.time())
+    elsewhere = json.loads(path.read_text()) | {"machine": "another"}
+    path.write_text(json.dumps(elsewhere))
+    assert claims.is_live(path, time.time()), "of another machine's processes only the beat is known"
+    path.write_text("")  # a host that lost power while it wrote
+    assert claims.is_live(path, time.time())
+    assert not claims.is_live(path, time.time() + 61)
+    with claims.take(path, time.time() + 61):
+        assert claims.read(path)["pid"] == os.getpid()
+
+
+def test_a_claim_beats_and_does_not_give_back_what_others_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT_EVERY", 0.02)
+    path = tmp_path / "cell.running"
+    with claims.take(path, time.time()):
+        os.utime(path, (1, 1))
+        wait_for(lambda: path.stat().st_mtime > 1, "beat")
+        path.write_text(json.dumps({"token": "of somebody else", "machine": "another"}))
+    assert path.exists()
+
+
+def test_a_run_waits_for_cells_that_others_run_and_takes_over_stale_ones(tmp_path):
+    (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
+    progress.prepare(tmp_path)
+    foreign = tmp_path / "progress" / f"{planned.cells[0].id}.running"
+    foreign.write_text(json.dumps({"token": "x", "host": "far", "machine": "another", "pid": 1, "job": "12_3"}))
+    run = Command("run", *SMALL, f"results={tmp_path}")
+    wait_for(lambda: "waiting for 1 cells that other processes run" in run.err, "message")
+    assert [f.stem for f in cells(tmp_path)] == [planned.cells[1].id], "what is free is done first"
+    seen = overview(tmp_path)
+    assert list(seen.runners.values()) == ["far, process 1, job 12_3"]
+    assert "far, process 1, job 12_3" in rsdbench("status", tmp_path)[0]
+    old = time.time() - 120
+    os.utime(foreign, (old, old))
+    run.wait()
+    assert len(cells(tmp_path)) == 2
+    assert not foreign.exists()
+
+
+# failures
+
+
+def test_a_failed_cell_is_noted_the_others_go_on_and_a_rerun_retries(tmp_path, monkeypatch):
+    """In process, with a fault switched in from outside: a device that runs out of memory in one method."""
+    from rsdbench.experiment.runner import RowRunner
+    from rsdbench.faces import run as face
+
+    (planned,) = planned_rows([*SMALL, "methods=[sd,rsd_s]", f"results={tmp_path}"])
+    bad = next(cell for cell in planned.cells if cell.method == "sd")
+    decode = RowRunner.decode
+
+    def faulty(self, cell, *rest):
+        if cell.id == bad.id:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 12 GiB")
+        return decode(self, cell, *rest)
+
+    monkeypatch.setattr(RowRunner, "decode", faulty)
+    assert face.run_rows([planned]) == 1
+    assert len(cells(tmp_path)) == len(planned.cells) - 1
+    seen = overview(tmp_path)
+    assert seen.states[bad.id] == "failed"
+    assert seen.reasons == {bad.id: "RuntimeError: CUDA out of memory."}
+    shown, _ = rsdbench("status", tmp_path)
+    assert "0/1 1 failed" in shown
+    assert "RuntimeError: CUDA out of memory." in shown
+    note = json.loads((tmp_path / "progress" / f"{bad.id}.failed").read_text())
+    assert "Tried to allocate 12 GiB" in note["traceback"]
+
+    monkeypatch.undo()
+    assert face.run_rows([planned]) == 0
+    assert overview(tmp_path).count("done") == len(planned.cells)
+    assert not commands.progress(tmp_path, ".failed")
+
+
+def test_models_that_cannot_be_loaded_fail_their_row(tmp_path, monkeypatch):
+    from rsdbench.experiment import runner
+    from rsdbench.faces import run as face
+
+    def broken(*_):
+        raise MemoryError("no room for the weights")
+
+    monkeypatch.setattr(runner, "cached_pair", broken)
+    (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
+    assert face.run_rows([planned]) == 1
+    assert overview(tmp_path).reasons == {c.id: "MemoryError: no room for the weights" for c in planned.cells}
+
+
+def test_a_sweep_with_bad_data_goes_through_all_jobs_and_ends_with_code_2(tmp_path):
+    axes = [*SMALL[:1], "drafter=opt-25k,opt-70k", *SMALL[2:], "dataset.num_prompts=1000"]
+    _, err = rsdbench("run", "-m", *axes, f"results={tmp_path}", code=2)
+    assert err.count("rsdbench: ") == 1
+    assert "and 3 more (dataset.num_prompts is 1000, but 'debian_de_en' has only 600 rows)" in err
+    assert overview(tmp_path).count("failed") == 4
+
+
+# status
+
+
+def test_status_counts_by_row_and_method_and_watches_until_all_is_done(tmp_path):
+    rsdbench("plan", *SMALL, f"results={tmp_path}", "--manifest", tmp_path / "m")
+    watch = Command("status", tmp_path, "--watch")
+    rsdbench("run", *SMALL, f"results={tmp_path}")
+    out, _ = watch.wait()
+    assert "2 of 2 cells done" in out
+    shown, _ = rsdbench("status", tmp_path)
+    assert "OPT-25K-2.6M, De-En" in shown
+    assert shown.count("1/1") == 2
+    damaged = cells(tmp_path)[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    shown, _ = rsdbench("status", tmp_path)
+    assert f"damaged  {damaged.stem}" in shown
+    assert "1 of 2 cells done, 1 damaged" in shown
+    damaged.unlink()
+    for file in commands.progress(tmp_path, ".plan"):
+        file.unlink()
+    assert "1 of 1 cells done" in rsdbench("status", tmp_path)[0], "without a plan it shows what there is"
+
+
+def test_cells_an_hour_come_from_the_last_hour_and_survive_clocks_that_jump():
+    assert rate([], 0) is None
+    assert rate([100.0], 100) is None
+    assert rate([0.0, 10, 20, 30], 40) == pytest.approx(360)
+    assert rate([0.0, 10, 7200, 7210, 7220], 7225) == pytest.approx(360), "what was done long before does not count"
+    assert rate([0.0, 10.0], 1e6) is None, "nothing of late"
+    assert rate([0.0, 10.0], -1e6) is None, "all of it in the future"
+
+
+# merge
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folder")
+    rsdbench("run", *SMALL, "drafter=opt-25k", "methods=[sd,rsd_s]", f"results={folder}")
+    return folder
+
+
+def test_a_merged_file_gives_the_same_table_and_figure(folder, tmp_path):
+    out, err = rsdbench("merge", folder, "--out", tmp_path / "all.parquet")
+    assert "3 cells, 9 rows" in out
+    assert not err
+    merged = pd.read_parquet(tmp_path / "all.parquet")
+    apart = pd.concat([pd.read_parquet(file) for file in cells(folder)], ignore_index=True)
+    pd.testing.assert_frame_equal(merged, apart)
+    for source, name in ((folder, "a"), (tmp_path / "all.parquet", "b")):
+        rsdbench("table", source, "--out", tmp_path / f"{name}.csv")
+        rsdbench("figure", source, "--out", tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    found = collect(tmp_path / "all.parquet")
+    (one,) = {json.dumps(found.config_of(cell), sort_keys=True) for cell in found.cells}
+    assert json.loads(one)["decode"]["temperature"] == 0.3
+    assert {found.origin_of(cell)["host"] for cell in found.cells} == {os.uname().nodename}
+
+
+def altered(file, **changes):
+    """The same record with other metadata, under the name that belongs to it."""
+    table = pq.read_table(file)
+    metadata = {k.decode().removeprefix("rsdbench."): v.decode() for k, v in table.schema.metadata.items()}
+    metadata |= changes
+    name = f"{file.stem.rpartition('_')[0]}_{config_digest(json.loads(metadata['cell']))}.parquet"
+    table = table.replace_schema_metadata({f"rsdbench.{k}": v for k, v in metadata.items()})
+    file.unlink()
+    pq.write_table(table, file.with_name(name))
+    return file.with_name(name)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    (tmp_path / "copy" / "cells").mkdir(parents=True)
+    for file in cells(folder):
+        (tmp_path / "copy" / "cells" / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "copy"
+
+
+def test_merge_refuses_cells_of_other_code_and_says_which(copy, tmp_path):
+    altered(cells(copy)[0], code="0123456789abcdef")
+    _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet", code=2)
+    assert err.count("\n") == 1
+    assert "mixes cells that differ in code: " in err
+    assert "0123456789abcdef (1 cells)" in err
+    assert not (tmp_path / "m.parquet").exists()
+    out, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet", "--allow-mixed")
+    assert "mixed: code: " in err
+    assert "3 cells" in out
+    _, err = rsdbench("run", *SMALL, "methods=[sd,rsd_s]", f"results={copy}")
+    assert "note: 1 cells were decoded by another version of the code" in err
+
+
+def test_merge_refuses_cells_of_another_configuration(copy, tmp_path):
+    file = cells(copy)[0]
+    cell = json.loads(pq.read_schema(file).metadata[b"rsdbench.cell"])
+    cell["decode"]["temperature"] = 0.7
+    cell["target"]["contents"] = "other weights"
+    altered(file, cell=json.dumps(cell))
+    _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet", code=2)
+    assert "decode.temperature: 0.3 (2 cells), 0.7 (1 cells)" in err
+    assert "target opt-2.6m: contents: " in err
+
+
+def test_merge_says_which_machines_differ_and_goes_on(copy, tmp_path):
+    altered(cells(copy)[0], device="cuda:0 (another card)")
+    _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet")
+    assert "note: cells differ in device: " in err
+
+
+def test_a_record_under_another_cells_name_is_refused(copy, tmp_path):
+    first = cells(copy)[0]
+    first.with_name(first.name.replace("_ar_0_", "_ar_1_").replace(first.stem[-12:], "0" * 12)).write_bytes(
+        first.read_bytes()
+    )
+    _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet", code=2)
+    assert "of another cell than its name says" in err
+
+
+def test_the_cache_follows_the_folder(copy, monkeypatch):
+    from rsdbench.experiment import collect as module
+
+    monkeypatch.setattr(module, "CACHE_FROM", 1)
+    (copy / "progress").mkdir()
+    plain = collect(copy).table
+    assert (copy / "progress" / CACHE).exists()
+    reads = []
+    read = records.read_file
+    monkeypatch.setattr(records, "read_file", lambda path, *rest: (reads.append(path.stem), read(path, *rest))[1])
+    columns = ["cell_id", "method", "new_tokens"]
+    assert collect(copy, columns).table.equals(plain.select(columns))
+    assert reads == [], "all of it from the cache"
+    gone, changed, _ = cells(copy)
+    gone.unlink()
+    changed.write_bytes(changed.read_bytes())
+    found = collect(copy)
+    assert reads == [changed.stem]
+    assert set(found.cells) == {f.stem for f in cells(copy)} == set(found.table["cell_id"].to_pylist())
+    (copy / "progress" / CACHE).write_bytes(b"PAR1 nonsense PAR1")
+    assert set(collect(copy).cells) == set(found.cells), "a damaged cache is made anew"
+
+
+def test_everything_beside_the_records_may_be_deleted(folder, tmp_path, undisturbed):
+    assert Path(folder, "progress").is_dir()
+    for file in Path(folder, "progress").iterdir():
+        file.unlink()
+    out, _ = rsdbench("run", *SMALL, "methods=[sd,rsd_s]", f"results={folder}")
+    assert "all 3 cells are done already" in out
