@@ -19,6 +19,7 @@ from rsdbench.experiment.provenance import slurm_job
 
 BEAT_EVERY = 15.0  # seconds
 STALE_AFTER = 60.0  # seconds without a beat
+PROCESSES = Path("/proc")
 
 
 class Claim:
@@ -95,19 +96,25 @@ def is_live(path: Path, now: float) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether this machine has such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
+    """Whether this machine has such a process; one that has ended and waits for its parent does not count."""
+    if not PROCESSES.is_dir():  # not Linux
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # somebody else's
+            return True
         return True
-    return True
+    try:
+        state = (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
 
 
 def machine() -> str:
     """Names the set of process numbers that this process's own is one of: a boot of a host, or a container on it."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+        return (PROCESSES / "sys/kernel/random/boot_id").read_text() + str((PROCESSES / "self/ns/pid").readlink())
     except OSError:  # not Linux
         return socket.gethostname()
