@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from multiprocessing import get_context
@@ -65,6 +66,16 @@ class Command:
 def rsdbench(*arguments, code=0, cwd=ROOT, **environment):
     """Run a command to its end."""
     return Command(*arguments, cwd=cwd, **environment).wait(code)
+
+
+def shell(*arguments, code=0, cwd=ROOT):
+    """The same in a process of its own from the start."""
+    command = [sys.executable, "-m", "rsdbench", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr
+    return ran.stdout, ran.stderr
 
 
 def wait_for(condition, what, seconds=60):

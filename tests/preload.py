@@ -8,5 +8,5 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a process that has run threads must not b
 
 for name in ("figure", "merge", "plan", "run", "status", "table"):
     import_module(f"rsdbench.faces.{name}")
-for name in ("rsdbench.experiment.runner", "matplotlib.pyplot", "seaborn", "transformers.models.opt.modeling_opt"):
+for name in ("rsdbench.experiment.runner", "matplotlib.pyplot", "transformers.models.opt.modeling_opt"):
     import_module(name)

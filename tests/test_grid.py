@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,22 +17,12 @@ from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.experiment.points import METRICS, Results, figure_points
 from rsdbench.faces.figure import draw
 
+from .commands import rsdbench, shell
 from .conftest import tiny_opt
 
 BUDGETS = [6, 10, 14, 21, 30]
 CELLS = 12 * (1 + 4 * 5)  # one structure a method and budget, and AR
 ONE = ["experiment=smoke", "drafter=opt-25k", "target=opt-2.6m", "dataset=wmt", "budgets=[6]"]
-
-
-def rsdbench(*arguments, code=0, **options):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-m", "rsdbench", *map(str, arguments)],
-        capture_output=True, text=True, env=environment, check=False, **options,
-    )  # fmt: skip
-    assert ran.returncode == code, ran.stderr
-    assert "Traceback" not in ran.stderr
-    return ran.stdout, ran.stderr
 
 
 def files(results):
@@ -199,7 +188,7 @@ def test_a_narrowed_run_uses_cells_of_the_whole_one(smoke):
 def test_sweeps_run_row_jobs(partial, tmp_path, launcher):
     axes = ["drafter=opt-25k,opt-70k", "target=opt-2.6m", "dataset=wmt,xsum", "budgets=[6]"]
     options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    rsdbench("run", "-m", *options, "experiment=smoke", *axes, f"results={tmp_path}", cwd=tmp_path)
+    shell("run", "-m", *options, "experiment=smoke", *axes, f"results={tmp_path}", cwd=tmp_path)
     assert len(files(tmp_path)) == 4 * 5
     assert set(files(partial)) < set(files(tmp_path)), "a cell is named by its content, however it was launched"
     assert not list(tmp_path.glob("20*")), "no folders by job number or date"
@@ -218,7 +207,7 @@ def test_a_folder_holds_one_configuration(partial, tmp_path):
     before = files(partial)
     _, err = rsdbench("run", *ONE, "methods=[sd]", f"results={partial}", "seed=1", "decode.temperature=0.7", code=2)
     assert err.count("\n") == 1
-    assert "of another configuration: seed (there 0, here 1), decode.temperature (there 0.3, here 0.7)" in err
+    assert "of another configuration: decode.temperature (there 0.3, here 0.7), seed (there 0, here 1)" in err
     _, err = rsdbench("run", "-m", *ONE, "seed=1,2", f"results={tmp_path}/two", code=2)
     assert err.count("\n") == 1
     assert "two configurations of opt-25k_opt-2.6m_debian-de-en_ar_0 would go to" in err
@@ -332,6 +321,6 @@ def test_a_terminal_shows_a_live_bar(tmp_path):
 
 
 def test_help_and_version():
-    assert "figure RESULTS --out FILE" in rsdbench("--help")[0]
-    assert rsdbench("--version")[0].startswith("rsdbench 0.")
+    assert "figure RESULTS --out FILE" in shell("--help")[0]
+    assert shell("--version")[0].startswith("rsdbench 0.")
     assert "experiment: paper, smoke, standin, standin_full" in rsdbench("run", "--help")[0]

@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from rsdbench.experiment import metrics
+from rsdbench.experiment import metrics, scores
 
 TEXTS = ["the cat sat on the mat", "a dog runs", "library for parsing files of the format", "", "tool to read mail"]
 REFERENCES = [
@@ -57,7 +57,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_corpus_bleu_is_sacrebleus():
     counts = np.array([[1, 1, 1, 1, 1], [2, 0, 3, 1, 0]])
-    ours = metrics.corpus_bleu(pd.Series(TEXTS), pd.Series(REFERENCES), counts)
+    ours = scores.of_resamples("bleu", scores.of_texts("bleu", TEXTS, REFERENCES), counts)
     theirs = []
     for row in counts:
         picked = [i for i, n in enumerate(row) for _ in range(n)]
@@ -69,19 +69,15 @@ def test_corpus_bleu_is_sacrebleus():
 def test_rouge_is_the_mean_of_the_librarys():
     scorer = RougeScorer(["rouge2"], use_stemmer=True)
     theirs = [scorer.score(r, t)["rouge2"].fmeasure for t, r in zip(TEXTS, REFERENCES, strict=True)]
-    ours = metrics.mean_rouge2(pd.Series(TEXTS), pd.Series(REFERENCES), np.ones((1, 5), dtype=int))
-    assert ours[0] == pytest.approx(100 * np.mean(theirs))
+    statistics = scores.of_texts("rouge2", TEXTS, REFERENCES)
+    ours = scores.of_resamples("rouge2", statistics, np.array([[1, 1, 1, 1, 1], [0, 0, 2, 0, 1]]))
+    assert ours == pytest.approx([100 * np.mean(theirs), 100 * (2 * theirs[2] + theirs[4]) / 3])
 
 
 @pytest.mark.parametrize("metric", ["bleu", "rouge2"])
 def test_accuracy_is_paired_by_prompt(metric):
-    own = quality(text=TEXTS, reference=REFERENCES, metric=[metric] * 5)
-    shuffled = own.sample(frac=1, random_state=1)
-    assert metrics.accuracy(own, shuffled) == pytest.approx((1.0, 1.0, 1.0))
-    better = own.assign(text=own.reference)
-    assert metrics.accuracy(better, own).value > 1.2
-
-
-def test_a_score_of_zero_gives_no_ratio():
-    own = quality(text=["x"] * 3, reference=["a b c"] * 3, metric=["rouge2"] * 3)
-    assert np.isnan(metrics.accuracy(own, own).value)
+    statistics = scores.of_texts(metric, TEXTS, REFERENCES)
+    ar = metrics.resampled_scores(metric, statistics)
+    assert metrics.accuracy(metric, statistics, ar) == pytest.approx((1.0, 1.0, 1.0))
+    perfect = scores.of_texts(metric, REFERENCES, REFERENCES)
+    assert metrics.accuracy(metric, perfect, ar).value > 1.2

@@ -3,7 +3,9 @@
 import ctypes
 import json
 import os
+import pty
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment import claims, preemption, progress, records
-from rsdbench.experiment.cells import config_digest
+from rsdbench.experiment.cells import short_digest
 from rsdbench.experiment.collect import CACHE, collect
 from rsdbench.experiment.compose import sweep
 from rsdbench.experiment.overview import overview, rate
@@ -370,6 +372,24 @@ def test_cells_an_hour_come_from_the_last_hour_and_survive_clocks_that_jump():
     assert rate([0.0, 10.0], -1e6) is None, "all of it in the future"
 
 
+def test_status_is_live_on_a_terminal(tmp_path):
+    """A real pseudo-terminal: what the table says is drawn over until all is done."""
+    rsdbench("plan", *SMALL, f"results={tmp_path}", "--manifest", tmp_path / "m")
+    shown, run = bytearray(), []
+
+    def read(descriptor):
+        data = os.read(descriptor, 4096)
+        shown.extend(data)
+        if b"0 of 2 cells done" in shown and not run:
+            run.append(Command("run", *SMALL, f"results={tmp_path}"))
+        return data
+
+    assert pty.spawn([sys.executable, "-m", "rsdbench", "status", str(tmp_path), "--watch"], read) == 0
+    assert b"2 of 2 cells done" in shown
+    assert b"\x1b[" in shown, "drawn over"
+    run[0].wait()
+
+
 # merge
 
 
@@ -402,7 +422,7 @@ def altered(file, **changes):
     table = pq.read_table(file)
     metadata = {k.decode().removeprefix("rsdbench."): v.decode() for k, v in table.schema.metadata.items()}
     metadata |= changes
-    name = f"{file.stem.rpartition('_')[0]}_{config_digest(json.loads(metadata['cell']))}.parquet"
+    name = f"{file.stem.rpartition('_')[0]}_{short_digest(metadata['cell'])}.parquet"
     table = table.replace_schema_metadata({f"rsdbench.{k}": v for k, v in metadata.items()})
     file.unlink()
     pq.write_table(table, file.with_name(name))
@@ -436,7 +456,7 @@ def test_merge_refuses_cells_of_another_configuration(copy, tmp_path):
     cell = json.loads(pq.read_schema(file).metadata[b"rsdbench.cell"])
     cell["decode"]["temperature"] = 0.7
     cell["target"]["contents"] = "other weights"
-    altered(file, cell=json.dumps(cell))
+    altered(file, cell=json.dumps(cell, sort_keys=True))
     _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet", code=2)
     assert "decode.temperature: 0.3 (2 cells), 0.7 (1 cells)" in err
     assert "target opt-2.6m: contents: " in err
@@ -462,22 +482,24 @@ def test_the_cache_follows_the_folder(copy, monkeypatch):
 
     monkeypatch.setattr(module, "CACHE_FROM", 1)
     (copy / "progress").mkdir()
+    columns = ["cell_id", "method", "new_tokens"]
     plain = collect(copy).table
+    assert not (copy / "progress" / CACHE).exists(), "what needs everything reads everything"
+    collect(copy, columns)
     assert (copy / "progress" / CACHE).exists()
     reads = []
     read = records.read_file
     monkeypatch.setattr(records, "read_file", lambda path, *rest: (reads.append(path.stem), read(path, *rest))[1])
-    columns = ["cell_id", "method", "new_tokens"]
     assert collect(copy, columns).table.equals(plain.select(columns))
     assert reads == [], "all of it from the cache"
     gone, changed, _ = cells(copy)
     gone.unlink()
     changed.write_bytes(changed.read_bytes())
-    found = collect(copy)
+    found = collect(copy, columns)
     assert reads == [changed.stem]
     assert set(found.cells) == {f.stem for f in cells(copy)} == set(found.table["cell_id"].to_pylist())
     (copy / "progress" / CACHE).write_bytes(b"PAR1 nonsense PAR1")
-    assert set(collect(copy).cells) == set(found.cells), "a damaged cache is made anew"
+    assert set(collect(copy, columns).cells) == set(found.cells), "a damaged cache is made anew"
 
 
 def test_everything_beside_the_records_may_be_deleted(folder, tmp_path, undisturbed):

@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from omegaconf import DictConfig
 
 from rsdbench.certificate.evidence import Evidence, Finding
@@ -24,8 +23,9 @@ from rsdbench.engine.drafting import NoDrafting
 from rsdbench.engine.methods import BASELINE, METHODS
 from rsdbench.experiment.cells import RowJob
 from rsdbench.experiment.compose import row_configs
-from rsdbench.experiment.metrics import LEVEL, RESAMPLES_ACCURACY, SCORES, resampled_counts
+from rsdbench.experiment.metrics import LEVEL, RESAMPLES_ACCURACY, resampled_counts
 from rsdbench.experiment.runner import RowRunner
+from rsdbench.experiment.scores import of_resamples, of_texts
 from rsdbench.experiment.tasks import answer_text
 from rsdbench.sampling.laws import Warp
 from rsdbench.seeds import seed_from
@@ -89,17 +89,18 @@ class Difference(NamedTuple):
 
 def score_difference(ours: Sample, theirs: Sample, metric: str, seed: int) -> Difference:
     """Paired over prompts: bootstrap for the interval; for the p-value, the two texts of a prompt change places."""
-    score, prompts = SCORES[metric], len(ours.texts)
-    texts, references = (pd.Series(x) for x in (ours.texts + theirs.texts, ours.references * 2))
+    prompts = len(ours.texts)
+    statistics = of_texts(metric, ours.texts + theirs.texts, ours.references * 2)
+
+    def scores(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Of resamples that take some prompts' texts from ours and some from theirs."""
+        return of_resamples(metric, statistics, np.hstack((own, other)))
+
     counts = resampled_counts(prompts, RESAMPLES_ACCURACY)
     nothing = np.zeros_like(counts)
-    own, other = (score(texts, references, np.hstack(c)) for c in ((counts, nothing), (nothing, counts)))
-    # a metric that averages over texts counts those that were drawn 0 times too: twice the prompts
-    scale = 2 if metric == "rouge2" else 1
-    differences = scale * (own - other)
+    differences = scores(counts, nothing) - scores(nothing, counts)
     kept = np.random.default_rng(seed).integers(0, 2, size=(PERMUTATIONS, prompts))
-    one, two = (score(texts, references, np.hstack(c)) for c in ((kept, 1 - kept), (1 - kept, kept)))
-    spread = scale * np.sqrt(np.mean((one - two) ** 2))
+    spread = np.sqrt(np.mean((scores(kept, 1 - kept) - scores(1 - kept, kept)) ** 2))
     low, high = np.quantile(differences[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     p_value = math.erfc(abs(differences[0]) / spread / math.sqrt(2)) if spread > 0 else 1.0
     return Difference(float(differences[0]), float(low), float(high), p_value)

@@ -21,7 +21,7 @@ from rsdbench.experiment.tasks import local_file
 from rsdbench.sampling.laws import Warp
 from rsdbench.seeds import seed_from
 
-SCHEMA = 1  # of the records; part of every cell's name
+SCHEMA = 2  # of the records; part of every cell's name
 # the settings that a cell's tokens and times depend on, beside its models, dataset, method and structure
 SETTINGS = ("seed", "device", "dtype", "decode", "quality", "speed")
 
@@ -49,7 +49,12 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """Readable part and hash of `config`."""
-        return f"{self.name}_{config_digest(self.config)}"
+        return f"{self.name}_{short_digest(self.config_json)}"
+
+    @property
+    def config_json(self) -> str:
+        """`config` as text, always the same."""
+        return json.dumps(self.config, sort_keys=True)
 
     def path(self, results: Path) -> Path:
         """Where the cell's record lies when it is done."""
@@ -108,9 +113,9 @@ class RowJob:
         ]
 
 
-def config_digest(config: dict[str, Any]) -> str:
-    """A short hash of a cell's configuration."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+def short_digest(text: str) -> str:
+    """What a cell's name ends in, from its configuration as text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @lru_cache

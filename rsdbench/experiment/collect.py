@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rsdbench.files import whole_file
 MERGED = f"{PREFIX}merged"  # metadata key of a merged file
 FORMAT = 1
 OWN = ("method", "structure", "budget")  # of a cell's configuration; the rest is its row's
-CACHE = "records.cache"  # in RESULTS/progress: the records read so far as a merged file, with their sizes and times
+CACHE = "records.cache"  # in RESULTS/progress: columns of the records read so far as a merged file
 CACHE_FROM = 200  # records newly read, for which writing the cache pays
 ROW_GROUP = 1 << 20
 
@@ -68,23 +69,21 @@ def collect(path: Path, columns: list[str] | None = None) -> Collection:
 
 
 def read_folder(results: Path, columns: list[str] | None = None) -> Collection:
-    """The same for a folder. Records that were read before come from the cache, where it is worth while."""
+    """The same for a folder. Where some columns are enough, a cache gives those of records that were read before."""
     folder = results / "cells"
     if not folder.is_dir() or not (stamps := stamps_of(folder)):
         raise UsageError(f"'{results}' holds no results: there is no record in '{folder}'")
+    if columns is None:
+        return join([read_records(folder, list(stamps), None)], stamps)
     cache = results / "progress" / CACHE
     known = read_cache(cache, columns)
-    old = {cell for cell, stamp in stamps.items() if known.stamps.get(cell) == stamp}
-    new = [cell for cell in stamps if cell not in old]
-    keep_all = len(new) >= CACHE_FROM
-    found = read_records(folder, new, None if keep_all else columns)
-    if len(old) < len(known.cells):
-        known = only(known, old)
-    if keep_all:
-        everything = join([only(read_cache(cache), old), found], stamps)
-        write_cache(cache, everything)
-        return everything
-    return join([known, found], stamps)
+    new = [cell for cell, stamp in stamps.items() if known.stamps.get(cell) != stamp]
+    if len(stamps) - len(new) < len(known.cells):
+        known = only(known, stamps.keys() - set(new))
+    found = join([known, read_records(folder, new, columns)], stamps)
+    if len(new) >= CACHE_FROM:
+        write_cache(cache, found)
+    return found
 
 
 def stamps_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -135,7 +134,7 @@ def gather(found: dict[str, Record]) -> Collection:
 
 def place(index: dict[str, int], items: list[Any], item: Any) -> int:
     """Where an item stands in a list without repetitions; it is added if it is new."""
-    key = json.dumps(item, sort_keys=True)
+    key = repr(item)
     if key not in index:
         index[key] = len(items)
         items.append(item)
@@ -180,7 +179,7 @@ def read_merged(path: Path, columns: list[str] | None = None) -> Collection:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         notes = json.loads((file.schema_arrow.metadata or {}).get(MERGED.encode(), b"{}"))
-        if notes.get("format") != FORMAT or not file.schema_arrow.equals(COLUMNS, check_metadata=False):
+        if notes.get("format") != FORMAT or not set(columns or COLUMNS.names) <= set(file.schema_arrow.names):
             raise UsageError(f"'{path}' is not a file that this version's rsdbench merge wrote: merge its folder again")
         table = file.read(columns).replace_schema_metadata()
     except (pa.ArrowException, OSError):
@@ -190,19 +189,15 @@ def read_merged(path: Path, columns: list[str] | None = None) -> Collection:
     return Collection(table, notes["rows"], notes["origins"], cells, stamps)
 
 
-def read_cache(path: Path, columns: list[str] | None = None) -> Collection:
-    """The records that were read before; none if there is no usable cache."""
-    empty = Collection(COLUMNS.empty_table() if columns is None else COLUMNS.empty_table().select(columns))
-    try:
-        return read_merged(path, columns) if path.is_file() else empty
-    except UsageError:
-        return empty
+def read_cache(path: Path, columns: list[str]) -> Collection:
+    """Some columns of the records that were read before; none if there is no usable cache."""
+    if path.is_file():
+        with suppress(UsageError):
+            return read_merged(path, columns)
+    return Collection(COLUMNS.empty_table().select(columns))
 
 
 def write_cache(path: Path, collection: Collection) -> None:
     """Remember what was read, if the folder can be written."""
-    try:
-        with whole_file(path) as stream:
-            write_merged(stream, collection)
-    except OSError:
-        return
+    with suppress(OSError), whole_file(path) as stream:
+        write_merged(stream, collection)

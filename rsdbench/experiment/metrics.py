@@ -5,13 +5,13 @@ Each metric is a function of sums over prompts, so a resample is a row of counts
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sacrebleu.metrics import BLEU
+
+from rsdbench.experiment.scores import of_resamples
 
 RESAMPLES = 1000
 RESAMPLES_ACCURACY = 300  # corpus BLEU goes through sacrebleu for each resample
@@ -73,62 +73,15 @@ def token_rate(speed: pd.DataFrame) -> Estimate:
     return estimate(own / ar)
 
 
-def accuracy(quality: pd.DataFrame, ar_quality: pd.DataFrame) -> Estimate:
-    """Score relative to AR's on the same prompts; the resamples are paired."""
-    ar_quality = ar_quality.set_index("prompt_id").loc[quality.prompt_id]
-    score = SCORES[quality.metric.iloc[0]]
-    counts = resampled_counts(len(quality), RESAMPLES_ACCURACY)
+def accuracy(metric: str, statistics: np.ndarray, ar_scores: np.ndarray) -> Estimate:
+    """Score relative to AR's on the same prompts; the resamples are paired.
+
+    statistics: of the answers, [prompts, k]; ar_scores: `resampled_scores` of AR's answers to the same prompts.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        own = score(quality.text, quality.reference, counts)
-        return estimate(own / score(ar_quality.text, ar_quality.reference, counts))
+        return estimate(resampled_scores(metric, statistics) / ar_scores)
 
 
-def corpus_bleu(texts: pd.Series, references: pd.Series, counts: np.ndarray) -> np.ndarray:
-    """SacreBLEU's corpus score of each resample, [resamples]."""
-    statistics = np.array([bleu_statistics(t, r) for t, r in zip(texts, references, strict=True)])  # [prompts, 10]
-    return np.array([bleu_from_statistics(s) for s in counts @ statistics])
-
-
-@lru_cache(maxsize=200_000)
-def bleu_statistics(text: str, reference: str) -> tuple[int, ...]:
-    """What corpus BLEU sums: 4 n-gram matches, 4 n-gram totals, length, reference length."""
-    score = bleu().sentence_score(text, [reference])
-    return (*score.counts, *score.totals, score.sys_len, score.ref_len)
-
-
-def bleu_from_statistics(sums: np.ndarray) -> float:
-    """BLEU in percent from summed statistics, with sacrebleu's default smoothing."""
-    numbers = [int(n) for n in sums]
-    return BLEU.compute_bleu(numbers[:4], numbers[4:8], numbers[8], numbers[9], smooth_method="exp").score
-
-
-@lru_cache(maxsize=1)
-def bleu() -> BLEU:
-    """One scorer: sentence statistics that add up to the corpus score."""
-    return BLEU(effective_order=True)
-
-
-def mean_rouge2(texts: pd.Series, references: pd.Series, counts: np.ndarray) -> np.ndarray:
-    """Mean ROUGE-2 F1 (with stemming) of each resample, in percent, [resamples]."""
-    scores = np.array([rouge2(t, r) for t, r in zip(texts, references, strict=True)])
-    return 100 * (counts @ scores) / len(scores)
-
-
-@lru_cache(maxsize=200_000)
-def rouge2(text: str, reference: str) -> float:
-    """ROUGE-2 F1 with Porter stemming."""
-    return rouge_scorer().score(reference, text)["rouge2"].fmeasure
-
-
-@lru_cache(maxsize=1)
-def rouge_scorer() -> object:
-    """One scorer."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge2"], use_stemmer=True)
-
-
-SCORES: dict[str, Callable[[pd.Series, pd.Series, np.ndarray], np.ndarray]] = {
-    "bleu": corpus_bleu,
-    "rouge2": mean_rouge2,
-}
+def resampled_scores(metric: str, statistics: np.ndarray) -> np.ndarray:
+    """The score of the sample and of each resample, [1 + RESAMPLES_ACCURACY]."""
+    return of_resamples(metric, statistics, resampled_counts(len(statistics), RESAMPLES_ACCURACY))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.engine.methods import BASELINE, METHODS
@@ -21,10 +25,10 @@ METRICS = ("block efficiency", "MBSU", "token rate", "accuracy")
 SETTINGS = ("seed", "temperature", "top_p", "max_new_tokens", "batch_size", "device", "dtype")
 COLUMNS = [
     *("cell_id", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase", "new_tokens", "blocks"),
-    *("decode_s", "ar_new_tokens", "ar_decode_s", "text", "reference", "metric", "drafter_params", "target_params"),
-    *SETTINGS,
+    *("decode_s", "ar_new_tokens", "ar_decode_s", "metric", "drafter_params", "target_params", *SETTINGS),
 ]
-CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart
+STATISTICS = "score_statistics"
+CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart, beside their ids
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Results:
     """A results folder or a merged file: its records and the configuration of its newest cell."""
 
     records: pd.DataFrame
+    statistics: pa.Array  # of the records' answers, in the same order
     config: DictConfig
 
     @classmethod
@@ -41,47 +46,57 @@ class Results:
         Raises:
             UsageError: there are none, one is damaged, or they are of different settings.
         """
-        found = collect(folder, COLUMNS)
+        found = collect(folder, [*COLUMNS, STATISTICS])
         frame = found.table.select(COLUMNS).to_pandas()
+        made = cls(frame, found.table[STATISTICS].combine_chunks(), OmegaConf.create(found.newest_config))
         for name in SETTINGS:
-            values = sorted(frame[name].unique())
+            values = sorted(made.cells[name].unique())
             if len(values) > 1:
-                found = ", ".join(map(str, values))
+                listed = ", ".join(map(str, values))
                 raise UsageError(
-                    f"'{folder}' mixes cells of different {name} ({found}): give each run its own results=DIR"
+                    f"'{folder}' mixes cells of different {name} ({listed}): give each run its own results=DIR"
                 )
-        twice = frame.groupby(["row", "method", "structure", "budget"]).cell_id.nunique()
-        if (twice > 1).any():
-            row, method, structure, _ = twice[twice > 1].index[0]
+        twice = made.cells[made.cells.duplicated(CELL)]
+        if len(twice):
+            one = twice.iloc[0]
             raise UsageError(
-                f"'{folder}' holds {twice.max()} cells of {method} {structure} in row '{row}', made with different "
+                f"'{folder}' holds two cells of {one.method} {one.structure} in row '{one.row}', made with different "
                 "settings or models: give each run its own results=DIR"
             )
-        return cls(frame, OmegaConf.create(found.newest_config))
+        return made
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The first record of each cell, for what all its records share."""
+        return self.records.drop_duplicates("cell_id")
 
     @property
     def rows(self) -> list[str]:
         """Labels of the rows that have records: by drafter, target and dataset, as in the paper's figure."""
         columns = ["drafter_params", "target_params", "dataset", "row"]
-        return self.records[columns].drop_duplicates().sort_values(columns).row.tolist()
+        return self.cells[columns].drop_duplicates().sort_values(columns).row.tolist()
 
     @property
     def methods(self) -> list[str]:
         """Methods that have records, in the registry's order; AR is not among them."""
-        found = [m for m in self.records.method.unique() if m != BASELINE]
+        found = [m for m in self.cells.method.unique() if m != BASELINE]
         order = list(METHODS)
         return sorted(found, key=lambda m: order.index(m) if m in order else len(order))
+
+    def statistics_of(self, cell: pd.DataFrame) -> np.ndarray:
+        """Statistics of some of the records, [records, k]."""
+        return np.array(self.statistics.take(pa.array(cell.index)).to_pylist())
 
     def missing(self) -> str:
         """A line on the cells that the run's own configuration asks for and that are not there; "" if none."""
         config = self.config
-        seen = {axis: set(self.records[axis]) for axis in AXES}
+        seen = {axis: set(self.cells[axis]) for axis in AXES}
         values = []
         for axis, axes in AXES.items():
             grid = list(config.grid[axes])
             values.append(grid if seen[axis] <= set(grid) else sorted(seen[axis]))
         wanted = list(itertools.product(itertools.product(*values), planned_cells(config)))
-        have = self.records[[*AXES, "method", "structure"]].drop_duplicates()
+        have = self.cells[[*AXES, "method", "structure"]]
         have = {(tuple(r[:3]), tuple(r[3:])) for r in have.itertuples(index=False)}
         absent = [cell for cell in wanted if cell not in have]
         if not absent:
@@ -90,6 +105,12 @@ class Results:
         whole = len(rows) - len({row for row, _ in have} & set(rows))
         named = "; ".join(" ".join(row) for row in rows[:3]) + ("; ..." if len(rows) > 3 else "")
         return f"missing: {len(absent)} of {len(wanted)} cells, in {len(rows)} rows ({whole} of them whole): {named}"
+
+
+def refresh(results: Path) -> None:
+    """Read what is new in a folder, where that is much, so that the next figure finds it read."""
+    with suppress(UsageError):  # a damaged record is for the figure to name
+        collect(results, [*COLUMNS, STATISTICS])
 
 
 def all_points(results: Results) -> pd.DataFrame:
@@ -111,21 +132,22 @@ def figure_points(results: Results) -> pd.DataFrame:
 
 
 def values(results: Results) -> pd.DataFrame:
-    """Block efficiency, MBSU and token rate of every structure: row, metric, method, budget, structure, value."""
-    frame = results.records[results.records.method != BASELINE]
+    """Block efficiency, MBSU and token rate of each cell: row, method, budget, structure, metric, value, cell_id."""
+    frame, cells = results.records, results.cells.set_index("cell_id")
+    cells = cells[cells.method != BASELINE]
     sums = ["new_tokens", "blocks", "decode_s", "ar_new_tokens", "ar_decode_s"]
-    first = ["depth", "drafter_params", "target_params"]
-    quality = frame[frame.phase == "quality"].groupby(CELL, sort=False)[[*sums, *first]]
-    quality = quality.agg(dict.fromkeys(sums, "sum") | dict.fromkeys(first, "first"))
-    speed = frame[frame.phase == "speed"].groupby(CELL, sort=False)[sums].sum()
+    quality, speed = (
+        frame[frame.phase == phase].groupby("cell_id", sort=False)[sums].sum().reindex(cells.index)
+        for phase in ("quality", "speed")
+    )
     efficiency = quality.new_tokens / quality.blocks
     found = {
         "block efficiency": efficiency,
-        "MBSU": efficiency / metrics.block_cost(quality.drafter_params, quality.target_params, quality.depth),
+        "MBSU": efficiency / metrics.block_cost(cells.drafter_params, cells.target_params, cells.depth),
         "token rate": speed.new_tokens / speed.decode_s / (speed.ar_new_tokens / speed.ar_decode_s),
     }
-    parts = [s.rename("value").reset_index().assign(metric=metric) for metric, s in found.items()]
-    return pd.concat(parts, ignore_index=True)[["row", "metric", "method", "budget", "structure", "value"]]
+    parts = [cells.assign(metric=metric, value=value)[value.notna()] for metric, value in found.items()]
+    return pd.concat([part.reset_index() for part in parts])[[*CELL, "metric", "value", "cell_id"]]
 
 
 def best(points: pd.DataFrame) -> pd.DataFrame:
@@ -137,17 +159,20 @@ def best(points: pd.DataFrame) -> pd.DataFrame:
 def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
     """Some of the `values` with their intervals, and the accuracies of those that are best in block efficiency."""
     frame = results.records
-    efficient = best(chosen[chosen.metric == "block efficiency"])
-    needed = frame.merge(chosen[CELL].drop_duplicates(), on=CELL)
-    quality = dict(iter(needed[needed.phase == "quality"].groupby(CELL)))
-    speed = dict(iter(needed[needed.phase == "speed"].groupby(CELL)))
-    ar = dict(iter(frame[(frame.phase == "quality") & (frame.method == BASELINE)].groupby("row")))
+    needed = frame[frame.cell_id.isin(chosen.cell_id)]
+    quality = dict(iter(needed[needed.phase == "quality"].groupby("cell_id")))
+    speed = dict(iter(needed[needed.phase == "speed"].groupby("cell_id")))
     functions = {"block efficiency": metrics.block_efficiency, "MBSU": metrics.mbsu, "token rate": metrics.token_rate}
     points = []
     for p in chosen.itertuples():
-        cell = (speed if p.metric == "token rate" else quality)[p.row, p.method, p.budget, p.structure]
+        cell = (speed if p.metric == "token rate" else quality)[p.cell_id]
         points.append((p.row, p.metric, p.method, p.budget, *functions[p.metric](cell), p.structure))
-    for p in efficient[efficient.row.isin(ar.keys())].itertuples():
-        value = metrics.accuracy(quality[p.row, p.method, p.budget, p.structure], ar[p.row])
-        points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure))
+    efficient = best(chosen[chosen.metric == "block efficiency"])
+    for row, ar in frame[(frame.phase == "quality") & (frame.method == BASELINE)].groupby("row"):
+        metric, ordered = ar.metric.iloc[0], ar.sort_values("prompt_id")
+        ar_scores = metrics.resampled_scores(metric, results.statistics_of(ordered))
+        for p in efficient[efficient.row == row].itertuples():
+            cell = quality[p.cell_id].sort_values("prompt_id")
+            value = metrics.accuracy(metric, results.statistics_of(cell), ar_scores)
+            points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure))
     return pd.DataFrame(points, columns=["row", "metric", "method", "budget", "value", "low", "high", "structure"])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.cells import SCHEMA, Cell, config_digest
+from rsdbench.experiment.cells import SCHEMA, Cell, short_digest
 from rsdbench.files import whole_file
 
 PREFIX = "rsdbench."  # of the keys of a file's metadata
@@ -51,6 +51,7 @@ COLUMNS = pa.schema(
         ("text", pa.string()),
         ("reference", pa.string()),
         ("metric", pa.string()),  # bleu or rouge2
+        ("score_statistics", pa.list_(pa.float64())),  # of this answer; a cell's score follows from their sums
         ("drafter_params", pa.int64()),
         ("target_params", pa.int64()),
         ("temperature", pa.float64()),
@@ -99,7 +100,7 @@ def writing(results: Path) -> Iterator[None]:
 def write(cell: Cell, path: Path, rows: list[dict[str, Any]], metadata: dict[str, str]) -> None:
     """Write a cell's record, complete or not at all."""
     table = pa.Table.from_pylist(rows, COLUMNS)
-    metadata = {**metadata, "config": cell.row.yaml, "cell": json.dumps(cell.config)}
+    metadata = {**metadata, "config": cell.row.yaml, "cell": cell.config_json}
     table = table.replace_schema_metadata({f"{PREFIX}{key}": value for key, value in metadata.items()})
     write_record(table, path)
 
@@ -130,10 +131,10 @@ def read_file(path: Path, columns: list[str] | None = None) -> Record:
         raise BadRecord("damaged") from None
     found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     metadata = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
-    cell = json.loads(metadata.get("cell", "{}"))
-    if not schema.equals(COLUMNS, check_metadata=False) or cell.get("schema") != SCHEMA:
+    cell = metadata.get("cell", "{}")
+    if not schema.equals(COLUMNS, check_metadata=False) or json.loads(cell).get("schema") != SCHEMA:
         raise BadRecord("of another version's schema")
-    if config_digest(cell) != path.stem.rpartition("_")[2]:
+    if short_digest(cell) != path.stem.rpartition("_")[2]:
         raise BadRecord("of another cell than its name says")
     if not file.metadata.num_rows:
         raise BadRecord("empty")

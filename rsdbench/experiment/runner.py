@@ -19,6 +19,7 @@ from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import Cell, RowJob
 from rsdbench.experiment.claims import Claim
 from rsdbench.experiment.provenance import provenance
+from rsdbench.experiment.scores import SCORES
 from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_token
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
@@ -115,6 +116,7 @@ class RowRunner:
     def record(self, cell: Cell, phase: str, example: Example, out: Generation, i: int, share: int) -> dict[str, Any]:
         """One prompt's row of a cell."""
         config, tokens = self.config, out.tokens[i]
+        text, metric = answer_text(tokens, self.pair.tokenizer), config.dataset.metric
         return {
             "cell_id": cell.id, "experiment": config.name, "row": self.row.label, "drafter": config.drafter.name,
             "target": config.target.name, "dataset": config.dataset.name, "method": cell.method,
@@ -124,10 +126,11 @@ class RowRunner:
             "new_tokens": len(tokens), "blocks": out.blocks[i], "accepted_by_depth": out.accepted_by_depth[i],
             "tokens": tokens, "prefill_s": out.prefill_s / share, "decode_s": out.decode_s / share,
             **{f"{name}_s": seconds / share for name, seconds in out.phase_s.items()},
-            "text": answer_text(tokens, self.pair.tokenizer), "reference": example.reference,
-            "metric": config.dataset.metric, "drafter_params": self.drafter_params,
-            "target_params": self.target_params, "temperature": config.decode.temperature,
-            "top_p": config.decode.top_p, "max_new_tokens": config.decode.max_new_tokens,
+            "text": text, "reference": example.reference, "metric": metric,
+            "score_statistics": list(SCORES[metric].statistics(text, example.reference)),
+            "drafter_params": self.drafter_params, "target_params": self.target_params,
+            "temperature": config.decode.temperature, "top_p": config.decode.top_p,
+            "max_new_tokens": config.decode.max_new_tokens,
             "batch_size": config.quality.batch_size, "device": str(self.pair.target.device),
             "dtype": self.provenance["dtype"],
         }  # fmt: skip

@@ -15,7 +15,7 @@ from rsdbench.faces.output import output
 FORMATS = (".png", ".pdf", ".svg")
 NO_DATES = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same points, the same file
 RESOLUTION = 130  # dots an inch, of .png
-# the paper's styles; a method that is not among them gets the next colour of seaborn's palette
+# the paper's styles; a method that is not among them gets the next colour of a palette
 STYLES: dict[str, dict[str, Any]] = {
     "sd": {"color": "tab:orange", "linestyle": ":", "marker": "x"},
     "spectr": {"color": "tab:red", "linestyle": "-.", "marker": "+"},
@@ -32,14 +32,13 @@ def draw(points: pd.DataFrame, rows: list[str], methods: list[str]) -> Any:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
-    sns.set_theme(style="whitegrid", context="paper")
+    plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper"])  # matplotlib's own copy of these styles
     budgets = sorted(points.budget.unique())
-    palette = iter(sns.color_palette("husl", 8))
+    palette = iter(plt.get_cmap("Dark2").colors)
     styles = {m: STYLES.get(m) or {"color": next(palette), "linestyle": "-", "marker": "s"} for m in methods}
     height = ROW_HEIGHT * len(rows) + LEGEND_HEIGHT
-    figure, grid = plt.subplots(len(rows), len(METRICS), figsize=(WIDTH, height), squeeze=False)
+    figure, grid = plt.subplots(len(rows), len(METRICS), figsize=(WIDTH, height), squeeze=False, dpi=RESOLUTION)
     for axes_row, row in zip(grid, rows, strict=True):
         for axes, metric in zip(axes_row, METRICS, strict=True):
             own = points[(points.row == row) & (points.metric == metric)]
@@ -56,7 +55,11 @@ def draw(points: pd.DataFrame, rows: list[str], methods: list[str]) -> Any:
             axes.set_ylabel(metric, fontsize=8)
             axes.tick_params(labelsize=7)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, LEGEND_HEIGHT / height, 1, 1))
+    left, bottom, right, top = 0.5, LEGEND_HEIGHT + 0.45, 0.1, 0.3  # inches; measuring the texts would take a second
+    figure.subplots_adjust(
+        left=left / WIDTH, right=1 - right / WIDTH, bottom=bottom / height, top=1 - top / height, wspace=0.22,
+        hspace=0.5,
+    )  # fmt: skip
     figure.legend(handles, labels, loc="lower center", ncols=len(methods), fontsize=11, frameon=True)
     return figure
 
@@ -87,7 +90,10 @@ def main(arguments: list[str]) -> None:
     figure = draw(points, results.rows, results.methods)
     kind = args.out.suffix
     with output(args.out) as stream:
-        figure.savefig(stream, format=kind[1:], dpi=RESOLUTION, metadata=NO_DATES.get(kind))
+        if kind == ".png":
+            figure.canvas.print_png(stream)  # `savefig` would lay out and draw it twice
+        else:
+            figure.savefig(stream, format=kind[1:], metadata=NO_DATES.get(kind))
     print(f"{args.out}: {len(results.rows)} rows, {len(figure.axes)} charts, {len(points)} points")
     if missing := results.missing():
         print(missing)

@@ -148,6 +148,7 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
     """
     from rsdbench.experiment import progress, records
     from rsdbench.experiment.plan import prepare
+    from rsdbench.experiment.points import refresh
     from rsdbench.experiment.provenance import code_hash
 
     prepare(rows)
@@ -179,6 +180,8 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
                     if not records.is_done(cell, planned.results):
                         progress.fail(cell, planned.results, error)
         done = bar.done
+    for results in dict.fromkeys(planned.results for planned in rows):
+        refresh(results)
     elsewhere = len(missing) - done - len(failed)
     other = f", {elsewhere} by other processes" if elsewhere and alone else ""
     print(f"{done} cells done{other}, {len(found) - len(missing)} were there already: {where}")
