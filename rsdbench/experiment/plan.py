@@ -13,15 +13,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rsdbench import __version__
+from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import SCHEMA, Cell, RowJob, check_settings
 from rsdbench.experiment.compose import check_sources, row_jobs
 from rsdbench.experiment.provenance import code_hash
+from rsdbench.experiment.tasks import local_file
 from rsdbench.files import whole_file
 
 FORMAT = 1  # of a manifest's lines
-LOCAL = ("target", "drafter", "dataset")  # configuration groups whose path may be a local one
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ def plan_rows(jobs: list[tuple[list[str], DictConfig]]) -> list[PlannedRow]:
 
 def anchored(overrides: list[str], config: DictConfig, results: Path) -> list[str]:
     """Overrides that mean the same from any folder: local paths are made absolute."""
+    found = {role: Path(resolve_checkpoint(config[role].path, config[role].revision)) for role in ("target", "drafter")}
+    found["dataset"] = local_file(config.dataset.path) or Path(config.dataset.path)
     anchors = {"results": results}
-    for group in LOCAL:
-        local = Path(str(config[group].path)).expanduser()
+    for group, local in found.items():
         if local.exists() and any(o.startswith(f"{group}.path=") for o in overrides):
             anchors[f"{group}.path"] = local.absolute()
     others = [o for o in overrides if o.partition("=")[0] not in anchors]
@@ -200,18 +202,20 @@ def read_task(file: Path, task: int) -> PlannedRow:
         reason = error.strerror if isinstance(error, OSError) else "it is not one JSON object a line"
         raise UsageError(f"manifest '{file}' cannot be read ({reason}): make one with rsdbench plan") from None
     if not 0 <= task < len(lines):
-        raise UsageError(f"manifest '{file}' has no task {task}: its tasks are 0 to {len(lines) - 1}")
+        tasks = f"its tasks are 0 to {len(lines) - 1}" if lines else "it is empty"
+        raise UsageError(f"manifest '{file}' has no task {task}: {tasks}")
     line = lines[task]
     again = "plan it again with rsdbench plan"
     if not isinstance(line, dict) or line.get("format") != FORMAT:
         raise UsageError(f"manifest '{file}' is of another format: {again}")
     for key, mine in (("rsdbench", __version__), ("code", code_hash())):
-        if line[key] != mine:
-            raise UsageError(f"manifest '{file}' was planned by {key} {line[key]}, and this is {key} {mine}: {again}")
-    (planned,) = planned_rows(line["overrides"])
-    if planned.line["cells"] != line["cells"]:
+        if line.get(key) != mine:
+            found = line.get(key)
+            raise UsageError(f"manifest '{file}' was planned by {key} {found}, and this is {key} {mine}: {again}")
+    rows = planned_rows(line.get("overrides", []))
+    if len(rows) != 1 or rows[0].line["cells"] != line.get("cells"):
         raise UsageError(
             f"task {task} of manifest '{file}' no longer gives the cells that were planned: its configuration, models "
             f"or data have changed since; {again}"
         )
-    return planned
+    return rows[0]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 CODE = os.EX_TEMPFAIL  # 75: "try again later", for sbatch scripts and Slurm's RequeueExit
@@ -68,13 +68,17 @@ def shielded() -> Iterator[None]:
         _State.shields -= 1
     if not _State.shields and _State.waiting is not None:
         signum, _State.waiting = _State.waiting, None
-        raise Preempted(signum)
+        _leave(signum)
 
 
 def _raise(signum: int, _: Any) -> None:
     if _State.shields:
         _State.waiting = signum
-        return
+    else:
+        _leave(signum)
+
+
+def _leave(signum: int) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # one is enough: what it sets off must not be cut short by the next
     raise Preempted(signum)

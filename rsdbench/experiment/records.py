@@ -141,17 +141,18 @@ def read_file(path: Path, columns: list[str] | None = None) -> Record:
     return Record(table.replace_schema_metadata(), metadata)
 
 
-def whole(path: Path) -> Record | None:
-    """A record after reading all of it; None if it is not there or must not be used."""
+def code_of(cell: Cell, results: Path) -> str | None:
+    """The code that decoded a cell, after reading all of its record; None if that is not there or must not be used."""
+    path = cell.path(results)
     try:
-        return read_file(path) if path.is_file() else None
+        return read_file(path).metadata.get("code", "") if path.is_file() else None
     except BadRecord:
         return None
 
 
 def is_done(cell: Cell, results: Path) -> bool:
     """Whether the cell's record is there and whole."""
-    return whole(cell.path(results)) is not None
+    return code_of(cell, results) is not None
 
 
 def looks_whole(path: Path) -> bool:

@@ -62,7 +62,11 @@ def run_task(arguments: list[str]) -> None:
 
     from rsdbench.experiment.plan import read_task
 
-    sys.exit(run_rows([read_task(args.manifest, int(number))]))
+    try:
+        planned = read_task(args.manifest, int(number))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(f"manifest '{args.manifest}', task {number}: {one_line(error)}") from None
+    sys.exit(run_rows([planned]))
 
 
 def run_hydra(arguments: list[str]) -> None:
@@ -152,9 +156,9 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
     from rsdbench.experiment.provenance import code_hash
 
     prepare(rows)
-    found = {c: records.whole(c.path(planned.results)) for planned in rows for c in planned.cells}
-    missing = [cell for cell, record in found.items() if record is None]
-    older = sum(r is not None and r.metadata.get("code") != code_hash() for r in found.values())
+    found = {c: records.code_of(c, planned.results) for planned in rows for c in planned.cells}
+    missing = [cell for cell, code in found.items() if code is None]
+    older = sum(code not in (None, code_hash()) for code in found.values())
     if older:
         print(f"note: {older} cells were decoded by another version of the code, and stay as they are", file=sys.stderr)
     where = ", ".join(dict.fromkeys(str(planned.results) for planned in rows))
