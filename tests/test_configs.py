@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.experiment.cells import planned_cells
 from rsdbench.experiment.compose import AXES, CONFIGS, compose, row_configs
+from rsdbench.experiment.grid import points_of
 
 TABLE = {
     "sd": {6: ["6"], 10: ["10"], 14: ["14"], 21: ["21"], 30: ["30"]},
@@ -46,7 +46,7 @@ def test_every_choice_composes_with_every_experiment(experiment):
 def test_experiments_have_12_rows_of_all_structures(experiment, cells):
     configs = rows(f"experiment={experiment}")
     assert len(configs) == 12
-    assert all(len(planned_cells(c)) == cells for c in configs)
+    assert all(len(points_of(c)) == cells for c in configs)
 
 
 def test_structures_are_the_designs_table():
@@ -103,4 +103,4 @@ def test_own_structures_replace_the_tables():
         "experiment=standin", "drafter=opt-25k", "target=opt-6m", "dataset=xsum", "methods=[rsd_c]", "budgets=[12]",
         "structures={rsd_c:{12:[4-2,3-3]}}",
     )  # fmt: skip
-    assert planned_cells(config) == [("ar", "0"), ("rsd_c", "4-2"), ("rsd_c", "3-3")]
+    assert [point[:2] for point in points_of(config)] == [("ar", "0"), ("rsd_c", "4-2"), ("rsd_c", "3-3")]

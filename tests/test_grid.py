@@ -111,7 +111,7 @@ def test_running_again_does_nothing_and_a_deleted_cell_alone_comes_back(smoke):
 
 def test_the_figure_has_48_charts_of_4_lines_and_5_ticks(smoke):
     results = Results.load(smoke)
-    figure = draw(figure_points(results), results.rows, results.methods)
+    figure = draw(figure_points(results), results.rows, results.labels)
     assert len(figure.axes) == 48
     assert [axes.get_title() for axes in figure.axes[::4]] == [
         f"OPT-{d}-{t}, {s}" for d in ("25K", "70K") for t in ("2.6M", "6M", "13.2M") for s in ("De-En", "Synopsis")

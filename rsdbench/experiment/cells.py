@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.engine.checkpoints import fingerprint, resolve_checkpoint
-from rsdbench.engine.drafting import NoDrafting
-from rsdbench.engine.methods import BASELINE, METHODS, get_method, get_shape
-from rsdbench.engine.models import DTYPES
-from rsdbench.errors import UsageError
 from rsdbench.experiment.tasks import local_file
-from rsdbench.sampling.laws import Warp
 from rsdbench.seeds import seed_from
+
+if TYPE_CHECKING:
+    from rsdbench.experiment.grid import Point
 
 SCHEMA = 2  # of the records; part of every cell's name
 # the settings that a cell's tokens and times depend on, beside its models, dataset, method and structure
@@ -107,10 +104,14 @@ class RowJob:
         Raises:
             UsageError: an unknown method, a budget without structures, or a structure of another budget.
         """
-        return [
-            Cell(self, method, structure, get_shape(method, structure).budget)
-            for method, structure in planned_cells(self.config)
-        ]
+        return [Cell(self, point.method, point.structure, point.budget) for point in self.points]
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The same as methods and structures."""
+        from rsdbench.experiment.grid import points_of  # and with it torch, which those who only read do without
+
+        return points_of(self.config)
 
 
 def short_digest(text: str) -> str:
@@ -123,78 +124,3 @@ def file_digest(file: Path) -> str:
     """A short hash of a file's contents."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def planned_cells(config: DictConfig) -> list[tuple[str, str]]:
-    """Method and structure of each cell of a row: autoregressive decoding first, then method by method.
-
-    Raises:
-        UsageError: an unknown method, a budget without structures, or a structure of another budget.
-    """
-    names = list(METHODS) if config.methods is None else config.methods
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"methods must be a list such as [sd,rsd_s], not '{names}'")
-    if not isinstance(config.budgets, ListConfig) or not all(isinstance(b, int) for b in config.budgets):
-        raise UsageError(f"budgets must be a list of numbers such as [6,30], not '{config.budgets}'")
-    drafting = [name for name in dict.fromkeys(names) if not isinstance(get_method(name).drafting, NoDrafting)]
-    budgets = dict.fromkeys(config.budgets)
-    return [(BASELINE, "0")] + [(m, s) for m in drafting for b in budgets for s in structures_of(config, m, b)]
-
-
-def structures_of(config: DictConfig, method: str, budget: Any) -> list[str]:
-    """The structures of a method at a budget: from the configuration if it names any, else from the table.
-
-    Raises:
-        UsageError: there are none, or one has another number of nodes than the budget.
-    """
-    own: Mapping = (config.structures or {}).get(method, {})
-    table = get_method(method).drafting.structures
-    chosen = own.get(budget, own.get(str(budget))) or table.get(budget)
-    if not chosen:
-        known = ", ".join(map(str, table))
-        raise UsageError(
-            f"method '{method}' has no structures of budget {budget}: choose from {known}, or give "
-            f"structures={{{method}: {{{budget}: [...]}}}}"
-        )
-    for structure in map(str, chosen):
-        nodes = get_shape(method, structure).budget
-        if nodes != budget:
-            raise UsageError(
-                f"structure '{structure}' of method '{method}' has {nodes} nodes, but its budget is {budget}: "
-                "they must be equal"
-            )
-    return [str(s) for s in chosen][: config.max_structures]
-
-
-def check_settings(config: DictConfig) -> None:
-    """Everything about a row job that can be wrong and seen without loading a model.
-
-    Raises:
-        UsageError: the first thing that is wrong.
-    """
-    decode = config.decode
-    for key, value, kind in (
-        ("decode.temperature", decode.temperature, (int, float)),
-        ("decode.top_p", decode.top_p, (int, float)),
-        ("decode.max_new_tokens", decode.max_new_tokens, int),
-        ("quality.batch_size", config.quality.batch_size, int),
-        ("speed.num_prompts", config.speed.num_prompts, int),
-        ("seed", config.seed, int),
-    ):
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{key} must be a number, not '{value}'")
-    Warp(decode.temperature, decode.top_p)
-    for key, value, least in (
-        ("decode.max_new_tokens", decode.max_new_tokens, 1),
-        ("quality.batch_size", config.quality.batch_size, 1),
-        ("speed.num_prompts", config.speed.num_prompts, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{key} must be at least {least}, not {value}")
-    if config.dtype != "auto" and config.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
-    if config.speed.num_prompts > config.dataset.num_prompts:
-        raise UsageError(
-            f"speed.num_prompts ({config.speed.num_prompts}) must not exceed dataset.num_prompts "
-            f"({config.dataset.num_prompts})"
-        )

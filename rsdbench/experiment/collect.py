@@ -37,7 +37,7 @@ class Collection:
     """Records, one row a prompt, and what their files' metadata say."""
 
     table: pa.Table
-    rows: list[dict[str, Any]] = field(default_factory=list)  # distinct {"content": ..., "config": YAML} of row jobs
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of row jobs: {"content", "config": YAML, "asked"}
     origins: list[dict[str, str]] = field(default_factory=list)  # distinct metadata of processes
     cells: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> its row, its origin
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> size and time of its file, ns
@@ -51,10 +51,10 @@ class Collection:
         return self.origins[self.cells[cell][1]]
 
     @property
-    def newest_config(self) -> str:
-        """The configuration of the row that was started last, as YAML."""
+    def newest(self) -> dict[str, Any]:
+        """The row that was started last."""
         newest = max(self.cells, key=lambda cell: self.origin_of(cell).get("started", ""))
-        return self.rows[self.cells[newest][0]]["config"]
+        return self.rows[self.cells[newest][0]]
 
 
 def collect(path: Path, columns: list[str] | None = None) -> Collection:
@@ -126,8 +126,9 @@ def gather(found: dict[str, Record]) -> Collection:
     origins: dict[str, int] = {}
     for cell, record in found.items():
         content = {key: value for key, value in record.cell.items() if key not in OWN}
-        row = {"content": content, "config": record.metadata["config"]}
-        origin = {key: value for key, value in record.metadata.items() if key not in ("config", "cell")}
+        asked = json.loads(record.metadata["asked"])
+        row = {"content": content, "config": record.metadata["config"], "asked": asked}
+        origin = {key: value for key, value in record.metadata.items() if key not in ("config", "cell", "asked")}
         made.cells[cell] = (place(rows, made.rows, row), place(origins, made.origins, origin))
     return made
 

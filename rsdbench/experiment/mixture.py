@@ -9,7 +9,6 @@ from typing import Any
 from rsdbench.experiment.cells import SETTINGS
 from rsdbench.experiment.collect import Collection
 from rsdbench.experiment.compose import AXES
-from rsdbench.experiment.plan import flat
 
 CODE = ("rsdbench", "code", "dtype")  # of the metadata: what must not differ
 PLACE = ("torch", "transformers", "python", "device", "git_commit")  # what may, and is said
@@ -53,3 +52,19 @@ def differing(entries: Iterable[tuple[str, Any, str]]) -> list[str]:
         for key, own in values.items()
         if len(own) > 1
     ]
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], name_a: str = "", name_b: str = "") -> str:
+    """Where two configurations differ: "decode.temperature (0.3, 0.7)", the first three."""
+    flat_a, flat_b = flat(a), flat(b)
+    keys = [k for k in {**flat_a, **flat_b} if flat_a.get(k) != flat_b.get(k)]
+    texts = [f"{k} ({f'{name_a} {flat_a.get(k)}'.strip()}, {f'{name_b} {flat_b.get(k)}'.strip()})" for k in keys[:3]]
+    return ", ".join(texts) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found

@@ -9,7 +9,6 @@ from pathlib import Path
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.collect import stamps_of
-from rsdbench.experiment.plan import registered
 from rsdbench.files import now
 
 DONE, RUNNING, FAILED, DAMAGED, MISSING = "done", "running", "failed", "damaged", "missing"
@@ -55,7 +54,7 @@ def overview(results: Path) -> Overview:
     if not (results / "cells").is_dir():
         raise UsageError(f"'{results}' is no results folder: there is no '{results / 'cells'}'")
     seen = Overview()
-    for plan in registered(results):
+    for plan in progress.registered(results):
         seen.places.update({cell["id"]: (plan["label"], cell["method"]) for cell in plan["cells"]})
     stamps = stamps_of(results / "cells")
     running, failures = progress.running(results), progress.failures(results)

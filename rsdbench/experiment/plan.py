@@ -16,8 +16,10 @@ from rsdbench import __version__
 from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
-from rsdbench.experiment.cells import SCHEMA, Cell, RowJob, check_settings
+from rsdbench.experiment.cells import SCHEMA, Cell, RowJob
 from rsdbench.experiment.compose import check_sources, row_jobs
+from rsdbench.experiment.grid import check_settings
+from rsdbench.experiment.mixture import differences
 from rsdbench.experiment.provenance import code_hash
 from rsdbench.experiment.tasks import local_file
 from rsdbench.files import whole_file
@@ -141,22 +143,6 @@ def check_folder(rows: list[PlannedRow]) -> None:
             )
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], name_a: str = "", name_b: str = "") -> str:
-    """Where two configurations differ: "decode.temperature (0.3, 0.7)", the first three."""
-    flat_a, flat_b = flat(a), flat(b)
-    keys = [k for k in {**flat_a, **flat_b} if flat_a.get(k) != flat_b.get(k)]
-    texts = [f"{k} ({f'{name_a} {flat_a.get(k)}'.strip()}, {f'{name_b} {flat_b.get(k)}'.strip()})" for k in keys[:3]]
-    return ", ".join(texts) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found
-
-
 def register(rows: list[PlannedRow]) -> None:
     """Leave the plans in their results folders, where `rsdbench status` finds them.
 
@@ -169,19 +155,6 @@ def register(rows: list[PlannedRow]) -> None:
         if not path.exists():
             with records.writing(planned.results), whole_file(path) as stream:
                 stream.write(json.dumps({**planned.line, "place": place}).encode())
-
-
-def registered(results: Path) -> list[dict[str, Any]]:
-    """The plans that were left in a results folder, in their order."""
-    plans = []
-    for file in sorted(progress.folder(results).glob(f"*{progress.PLAN}")):
-        try:
-            plan = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue
-        if plan.get("schema") == SCHEMA:
-            plans.append(plan)
-    return sorted(plans, key=lambda plan: plan["place"])
 
 
 def manifest(rows: list[PlannedRow]) -> bytes:

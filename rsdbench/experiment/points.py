@@ -7,16 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 
-from rsdbench.engine.methods import BASELINE, METHODS
 from rsdbench.errors import UsageError
 from rsdbench.experiment import metrics
-from rsdbench.experiment.cells import planned_cells
 from rsdbench.experiment.collect import collect
 from rsdbench.experiment.compose import AXES
 
@@ -38,6 +37,8 @@ class Results:
     records: pd.DataFrame
     statistics: pa.Array  # of the records' answers, in the same order
     config: DictConfig
+    asked: list[list[Any]]  # by the newest cell's row: method, structure, budget, label
+    labels: dict[str, str]  # of the methods that have records, in the registry's order; AR is not among them
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -48,7 +49,11 @@ class Results:
         """
         found = collect(folder, [*COLUMNS, STATISTICS])
         frame = found.table.select(COLUMNS).to_pandas()
-        made = cls(frame, found.table[STATISTICS].combine_chunks(), OmegaConf.create(found.newest_config))
+        config, asked = OmegaConf.create(found.newest["config"]), found.newest["asked"]
+        named = {method: label for row in found.rows for method, _, budget, label in row["asked"] if budget}
+        present = set(frame.method)
+        labels = {method: label for method, label in named.items() if method in present}
+        made = cls(frame, found.table[STATISTICS].combine_chunks(), config, asked, labels)
         for name in SETTINGS:
             values = sorted(made.cells[name].unique())
             if len(values) > 1:
@@ -79,9 +84,7 @@ class Results:
     @property
     def methods(self) -> list[str]:
         """Methods that have records, in the registry's order; AR is not among them."""
-        found = [m for m in self.cells.method.unique() if m != BASELINE]
-        order = list(METHODS)
-        return sorted(found, key=lambda m: order.index(m) if m in order else len(order))
+        return list(self.labels)
 
     def statistics_of(self, cell: pd.DataFrame) -> np.ndarray:
         """Statistics of some of the records, [records, k]."""
@@ -95,7 +98,9 @@ class Results:
         for axis, axes in AXES.items():
             grid = list(config.grid[axes])
             values.append(grid if seen[axis] <= set(grid) else sorted(seen[axis]))
-        wanted = list(itertools.product(itertools.product(*values), planned_cells(config)))
+        wanted = list(
+            itertools.product(itertools.product(*values), [(method, structure) for method, structure, *_ in self.asked])
+        )
         have = self.cells[[*AXES, "method", "structure"]]
         have = {(tuple(r[:3]), tuple(r[3:])) for r in have.itertuples(index=False)}
         absent = [cell for cell in wanted if cell not in have]
@@ -134,7 +139,7 @@ def figure_points(results: Results) -> pd.DataFrame:
 def values(results: Results) -> pd.DataFrame:
     """Block efficiency, MBSU and token rate of each cell: row, method, budget, structure, metric, value, cell_id."""
     frame, cells = results.records, results.cells.set_index("cell_id")
-    cells = cells[cells.method != BASELINE]
+    cells = cells[cells.budget > 0]  # AR drafts nothing
     sums = ["new_tokens", "blocks", "decode_s", "ar_new_tokens", "ar_decode_s"]
     quality, speed = (
         frame[frame.phase == phase].groupby("cell_id", sort=False)[sums].sum().reindex(cells.index)
@@ -168,7 +173,7 @@ def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
         cell = (speed if p.metric == "token rate" else quality)[p.cell_id]
         points.append((p.row, p.metric, p.method, p.budget, *functions[p.metric](cell), p.structure))
     efficient = best(chosen[chosen.metric == "block efficiency"])
-    for row, ar in frame[(frame.phase == "quality") & (frame.method == BASELINE)].groupby("row"):
+    for row, ar in frame[(frame.phase == "quality") & (frame.budget == 0)].groupby("row"):
         metric, ordered = ar.metric.iloc[0], ar.sort_values("prompt_id")
         ar_scores = metrics.resampled_scores(metric, results.statistics_of(ordered))
         for p in efficient[efficient.row == row].itertuples():

@@ -13,7 +13,7 @@ from typing import Any
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment import claims, records
-from rsdbench.experiment.cells import Cell
+from rsdbench.experiment.cells import SCHEMA, Cell
 from rsdbench.experiment.preemption import shielded
 from rsdbench.experiment.provenance import slurm_job
 from rsdbench.files import check_writable, left_over, now, whole_file
@@ -104,3 +104,16 @@ def finish(cell: Cell, results: Path, rows: list[dict[str, Any]], metadata: dict
         records.write(cell, cell.path(results), rows, metadata)
         for kind in (KEPT, FAILED):
             (folder(results) / f"{cell.id}{kind}").unlink(missing_ok=True)
+
+
+def registered(results: Path) -> list[dict[str, Any]]:
+    """The plans that were left in a results folder, in their order."""
+    plans = []
+    for file in sorted(folder(results).glob(f"*{PLAN}")):
+        try:
+            plan = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if plan.get("schema") == SCHEMA:
+            plans.append(plan)
+    return sorted(plans, key=lambda plan: plan["place"])

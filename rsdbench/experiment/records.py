@@ -100,7 +100,7 @@ def writing(results: Path) -> Iterator[None]:
 def write(cell: Cell, path: Path, rows: list[dict[str, Any]], metadata: dict[str, str]) -> None:
     """Write a cell's record, complete or not at all."""
     table = pa.Table.from_pylist(rows, COLUMNS)
-    metadata = {**metadata, "config": cell.row.yaml, "cell": cell.config_json}
+    metadata = {**metadata, "config": cell.row.yaml, "cell": cell.config_json, "asked": json.dumps(cell.row.points)}
     table = table.replace_schema_metadata({f"{PREFIX}{key}": value for key, value in metadata.items()})
     write_record(table, path)
 
@@ -132,7 +132,8 @@ def read_file(path: Path, columns: list[str] | None = None) -> Record:
     found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     metadata = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
     cell = metadata.get("cell", "{}")
-    if not schema.equals(COLUMNS, check_metadata=False) or json.loads(cell).get("schema") != SCHEMA:
+    known = metadata.keys() >= {"config", "asked"} and json.loads(cell).get("schema") == SCHEMA
+    if not known or not schema.equals(COLUMNS, check_metadata=False):
         raise BadRecord("of another version's schema")
     if short_digest(cell) != path.stem.rpartition("_")[2]:
         raise BadRecord("of another cell than its name says")

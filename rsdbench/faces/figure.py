@@ -26,8 +26,11 @@ LABELS = {"rsd_c": "RSD-C (ours)", "rsd_s": "RSD-S (ours)"}  # as in the paper's
 WIDTH, ROW_HEIGHT, LEGEND_HEIGHT = 13.0, 2.1, 0.6  # inches
 
 
-def draw(points: pd.DataFrame, rows: list[str], methods: list[str]) -> Any:
-    """A matplotlib figure of `figure_points`: one row of axes a label in `rows`, 4 columns, one legend below."""
+def draw(points: pd.DataFrame, rows: list[str], labels: dict[str, str]) -> Any:
+    """A matplotlib figure of `figure_points`: one row of axes a label in `rows`, 4 columns, one legend below.
+
+    labels: of the methods, in their order.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,15 +39,15 @@ def draw(points: pd.DataFrame, rows: list[str], methods: list[str]) -> Any:
     plt.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper"])  # matplotlib's own copy of these styles
     budgets = sorted(points.budget.unique())
     palette = iter(plt.get_cmap("Dark2").colors)
-    styles = {m: STYLES.get(m) or {"color": next(palette), "linestyle": "-", "marker": "s"} for m in methods}
+    styles = {m: STYLES.get(m) or {"color": next(palette), "linestyle": "-", "marker": "s"} for m in labels}
     height = ROW_HEIGHT * len(rows) + LEGEND_HEIGHT
     figure, grid = plt.subplots(len(rows), len(METRICS), figsize=(WIDTH, height), squeeze=False, dpi=RESOLUTION)
     for axes_row, row in zip(grid, rows, strict=True):
         for axes, metric in zip(axes_row, METRICS, strict=True):
             own = points[(points.row == row) & (points.metric == metric)]
-            for method in methods:
+            for method, label in labels.items():
                 line = own[own.method == method].sort_values("budget")
-                axes.plot(line.budget, line.value, label=label_of(method), linewidth=1.4, **styles[method])
+                axes.plot(line.budget, line.value, label=LABELS.get(method, label), linewidth=1.4, **styles[method])
                 axes.fill_between(line.budget, line.low, line.high, color=styles[method]["color"], alpha=0.12, lw=0)
             if metric in ("token rate", "accuracy"):
                 axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)  # autoregressive decoding
@@ -60,15 +63,8 @@ def draw(points: pd.DataFrame, rows: list[str], methods: list[str]) -> Any:
         left=left / WIDTH, right=1 - right / WIDTH, bottom=bottom / height, top=1 - top / height, wspace=0.22,
         hspace=0.5,
     )  # fmt: skip
-    figure.legend(handles, labels, loc="lower center", ncols=len(methods), fontsize=11, frameon=True)
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=11, frameon=True)
     return figure
-
-
-def label_of(method: str) -> str:
-    """A method's name in the legend."""
-    from rsdbench.engine.methods import METHODS
-
-    return LABELS.get(method) or (METHODS[method].label if method in METHODS else method)
 
 
 def main(arguments: list[str]) -> None:
@@ -87,7 +83,7 @@ def main(arguments: list[str]) -> None:
     points = figure_points(results)
     if points.empty:
         raise UsageError(f"'{args.results}' holds only autoregressive decoding: run at least one method")
-    figure = draw(points, results.rows, results.methods)
+    figure = draw(points, results.rows, results.labels)
     kind = args.out.suffix
     with output(args.out) as stream:
         if kind == ".png":

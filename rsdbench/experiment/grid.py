@@ -1,0 +1,99 @@
+"""What a configuration asks for: its methods and structures; and whether its settings are usable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, ListConfig
+
+from rsdbench.engine.drafting import NoDrafting
+from rsdbench.engine.methods import BASELINE, METHODS, get_method, get_shape
+from rsdbench.engine.models import DTYPES
+from rsdbench.errors import UsageError
+from rsdbench.sampling.laws import Warp
+
+
+class Point(NamedTuple):
+    """A method and a structure, and what the figure calls the method."""
+
+    method: str
+    structure: str
+    budget: int
+    label: str
+
+
+def points_of(config: DictConfig) -> list[Point]:
+    """What a row job asks for: autoregressive decoding first, then method by method and budget by budget.
+
+    Raises:
+        UsageError: an unknown method, a budget without structures, or a structure of another budget.
+    """
+    names = list(METHODS) if config.methods is None else config.methods
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"methods must be a list such as [sd,rsd_s], not '{names}'")
+    if not isinstance(config.budgets, ListConfig) or not all(isinstance(b, int) for b in config.budgets):
+        raise UsageError(f"budgets must be a list of numbers such as [6,30], not '{config.budgets}'")
+    drafting = [name for name in dict.fromkeys(names) if not isinstance(get_method(name).drafting, NoDrafting)]
+    budgets = dict.fromkeys(config.budgets)
+    pairs = [(BASELINE, "0")] + [(m, s) for m in drafting for b in budgets for s in structures_of(config, m, b)]
+    return [Point(m, s, get_shape(m, s).budget, get_method(m).label) for m, s in pairs]
+
+
+def structures_of(config: DictConfig, method: str, budget: Any) -> list[str]:
+    """The structures of a method at a budget: from the configuration if it names any, else from the table.
+
+    Raises:
+        UsageError: there are none, or one has another number of nodes than the budget.
+    """
+    own: Mapping = (config.structures or {}).get(method, {})
+    table = get_method(method).drafting.structures
+    chosen = own.get(budget, own.get(str(budget))) or table.get(budget)
+    if not chosen:
+        known = ", ".join(map(str, table))
+        raise UsageError(
+            f"method '{method}' has no structures of budget {budget}: choose from {known}, or give "
+            f"structures={{{method}: {{{budget}: [...]}}}}"
+        )
+    for structure in map(str, chosen):
+        nodes = get_shape(method, structure).budget
+        if nodes != budget:
+            raise UsageError(
+                f"structure '{structure}' of method '{method}' has {nodes} nodes, but its budget is {budget}: "
+                "they must be equal"
+            )
+    return [str(s) for s in chosen][: config.max_structures]
+
+
+def check_settings(config: DictConfig) -> None:
+    """Everything about a row job that can be wrong and seen without loading a model.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    decode = config.decode
+    for key, value, kind in (
+        ("decode.temperature", decode.temperature, (int, float)),
+        ("decode.top_p", decode.top_p, (int, float)),
+        ("decode.max_new_tokens", decode.max_new_tokens, int),
+        ("quality.batch_size", config.quality.batch_size, int),
+        ("speed.num_prompts", config.speed.num_prompts, int),
+        ("seed", config.seed, int),
+    ):
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{key} must be a number, not '{value}'")
+    Warp(decode.temperature, decode.top_p)
+    for key, value, least in (
+        ("decode.max_new_tokens", decode.max_new_tokens, 1),
+        ("quality.batch_size", config.quality.batch_size, 1),
+        ("speed.num_prompts", config.speed.num_prompts, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{key} must be at least {least}, not {value}")
+    if config.dtype != "auto" and config.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
+    if config.speed.num_prompts > config.dataset.num_prompts:
+        raise UsageError(
+            f"speed.num_prompts ({config.speed.num_prompts}) must not exceed dataset.num_prompts "
+            f"({config.dataset.num_prompts})"
+        )
