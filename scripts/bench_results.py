@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import random
 import statistics
 import subprocess
@@ -88,9 +87,7 @@ def fill(results: Path, cells: int, prompts: int) -> None:
 def seconds(*arguments: str | Path) -> float:
     """Wall time of a command."""
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "rsdbench", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL, env=os.environ
-    )
+    subprocess.run([sys.executable, "-m", "rsdbench", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 

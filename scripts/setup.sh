@@ -1,4 +1,4 @@
-# Sourced by reproduce.sh and test.sh: make .venv in the repository, or reuse it if nothing it depends on has changed.
+# Run, or sourced by reproduce.sh and test.sh: make .venv in the repository, or reuse it if nothing it depends on has changed.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export HF_HUB_DISABLE_TELEMETRY=1 PIP_DISABLE_PIP_VERSION_CHECK=1 TOKENIZERS_PARALLELISM=false
 

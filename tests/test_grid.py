@@ -218,7 +218,7 @@ def test_a_folder_holds_one_configuration(partial, tmp_path):
     rsdbench("run", *ONE, "methods=[sd]", f"results={tmp_path}/other", "seed=1")
     shutil.copy(partial / "cells" / sorted(before)[0], tmp_path / "other" / "cells")  # put together by hand
     _, err = rsdbench("figure", tmp_path / "other", "--out", tmp_path / "x.png", code=2)
-    assert "mixes cells of different seed (0, 1)" in err
+    assert "mixes cells that differ in seed: 1 (2 cells), 0 (1 cells): give each run its own results=DIR" in err
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "zeros inside", "empty"])

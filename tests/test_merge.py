@@ -34,8 +34,9 @@ def test_a_merged_file_gives_the_same_table_and_figure(folder, tmp_path):
         rsdbench("figure", source, "--out", tmp_path / f"{name}.svg")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     found = collect(tmp_path / "all.parquet")
-    (one,) = {json.dumps(found.config_of(cell), sort_keys=True) for cell in found.cells}
-    assert json.loads(one)["decode"]["temperature"] == 0.3
+    (row,) = found.rows
+    assert row["content"]["decode"]["temperature"] == 0.3
+    assert [point[:2] for point in row["asked"]] == [["ar", "0"], ["sd", "6"], ["rsd_s", "2x3"]]
     assert {found.origin_of(cell)["host"] for cell in found.cells} == {os.uname().nodename}
 
 
@@ -85,7 +86,7 @@ def test_merge_refuses_cells_of_another_configuration(copy, tmp_path):
 
 
 def test_merge_says_which_machines_differ_and_goes_on(copy, tmp_path):
-    altered(cells(copy)[0], device="cuda:0 (another card)")
+    altered(cells(copy)[0], device="cpu (another one)")
     _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet")
     assert "note: cells differ in device: " in err
 

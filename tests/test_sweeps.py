@@ -104,7 +104,7 @@ def test_relative_paths_are_frozen_as_absolute_ones(tmp_path):
         ({"code": "0123456789abcdef"}, ["--task", "0"], "was planned by code 0123456789abcdef"),
         ({"cells": []}, ["--task", "0"], "no longer gives the cells that were planned"),
         ({"overrides": ["experiment=smoke"]}, ["--task", "0"], "no longer gives the cells that were planned"),
-        ({"overrides": ["experiment=gone"]}, ["--task", "0"], "task 0: unknown experiment 'gone'"),
+        ({"overrides": ["experiment=gone"]}, ["--task", "0"], "unknown experiment 'gone'"),
         (None, ["--task", "0"], "cannot be read (it is not one JSON object a line)"),
     ],
 )

@@ -76,9 +76,10 @@ def take(path: Path, now: float) -> Claim | None:
 def read(path: Path) -> dict[str, Any] | None:
     """Who holds a claim; None if nobody does, or it is not readable (yet)."""
     try:
-        return json.loads(path.read_text())
+        owner = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+    return owner if isinstance(owner, dict) and owner.keys() >= {"token", "machine", "pid"} else None
 
 
 def is_live(path: Path, now: float) -> bool:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,10 +41,6 @@ class Collection:
     origins: list[dict[str, str]] = field(default_factory=list)  # distinct metadata of processes
     cells: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> its row, its origin
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> size and time of its file, ns
-
-    def config_of(self, cell: str) -> dict[str, Any]:
-        """The configuration of a cell's row, as `RowJob.content` gives it."""
-        return self.rows[self.cells[cell][0]]["content"]
 
     def origin_of(self, cell: str) -> dict[str, str]:
         """Where a cell comes from."""
@@ -163,12 +159,12 @@ def only(whole: Collection, cells: Iterable[str]) -> Collection:
     return Collection(whole.table.filter(mask), whole.rows, whole.origins, kept, whole.stamps)
 
 
-def write_merged(path_or_stream: Any, collection: Collection) -> None:
+def write_merged(collection: Collection, stream: BinaryIO) -> None:
     """Write a collection as one parquet file."""
-    notes = {"format": FORMAT, "rows": collection.rows, "origins": collection.origins, "cells": collection.cells}
-    notes["stamps"] = collection.stamps
+    parts = ("rows", "origins", "cells", "stamps")
+    notes = {"format": FORMAT, **{part: getattr(collection, part) for part in parts}}
     table = collection.table.replace_schema_metadata({MERGED: json.dumps(notes)})
-    pq.write_table(table, path_or_stream, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
+    pq.write_table(table, stream, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
 
 
 def read_merged(path: Path, columns: list[str] | None = None) -> Collection:
@@ -201,4 +197,4 @@ def read_cache(path: Path, columns: list[str]) -> Collection:
 def write_cache(path: Path, collection: Collection) -> None:
     """Remember what was read, if the folder can be written."""
     with suppress(OSError), whole_file(path) as stream:
-        write_merged(stream, collection)
+        write_merged(collection, stream)

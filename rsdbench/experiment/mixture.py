@@ -10,46 +10,54 @@ from rsdbench.experiment.cells import SETTINGS
 from rsdbench.experiment.collect import Collection
 from rsdbench.experiment.compose import AXES
 
-CODE = ("rsdbench", "code", "dtype")  # of the metadata: what must not differ
+CODE = ("rsdbench", "code")  # of the metadata: what must not differ within a merged file
 PLACE = ("torch", "transformers", "python", "device", "git_commit")  # what may, and is said
+Fact = tuple[str, Any, int]  # a key, a value, and how many cells have it
 
 
-def conflicts(found: Collection) -> list[str]:
-    """What keeps records from standing in one file: "seed: 0 (480 cells), 1 (12 cells)"."""
-    lines = differing((key, value, cell) for cell in found.cells for key, value in settings(found.config_of(cell)))
+def configurations(found: Collection) -> list[str]:
+    """What keeps records from standing in one figure: "seed: 0 (480 cells), 1 (12 cells)"."""
+    counts = Counter(row for row, _ in found.cells.values())
+    facts = [(key, value, n) for row, n in counts.items() for key, value in keys_of(found.rows[row]["content"]).items()]
+    for key in ("device", "dtype"):  # those that "auto" has led to
+        facts += [(f"{key} in use", value.partition(" ")[0], n) for value, n in values(found, key).items()]
+    return differing(facts)
+
+
+def keys_of(content: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal in all rows: the settings, and what a model's or dataset's name stands for."""
+    keys = flat({key: content[key] for key in ("schema", *SETTINGS)})
     for axis in AXES:
-        made = ((own["name"], flat(own), cell) for cell in found.cells for own in [found.config_of(cell)[axis]])
-        named: dict[str, list[tuple[str, Any, str]]] = defaultdict(list)
-        for name, keys, cell in made:
-            named[name] += [(f"{axis} {name}: {key}", value, cell) for key, value in keys.items()]
-        for entries in named.values():
-            lines += differing(entries)
-    return lines + origins(found, CODE)
+        keys |= {f"{axis} {content[axis]['name']}: {key}": value for key, value in flat(content[axis]).items()}
+    return keys
+
+
+def versions(found: Collection) -> list[str]:
+    """Which versions of the code have decoded the records, if more than one."""
+    return differing([(key, value, n) for key in CODE for value, n in values(found, key).items()])
 
 
 def notes(found: Collection) -> list[str]:
     """What differs between records without keeping them apart: machines and versions of libraries."""
-    return origins(found, PLACE)
+    return differing([(key, value, n) for key in PLACE for value, n in values(found, key).items()])
 
 
-def settings(config: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """A row's settings beside its axes."""
-    return flat({key: config[key] for key in ("schema", *SETTINGS)}).items()
+def values(found: Collection, key: str) -> Counter[str]:
+    """How many cells have which value of a metadata key."""
+    counts: Counter[str] = Counter()
+    for _, origin in found.cells.values():
+        counts[found.origins[origin].get(key, "")] += 1
+    return counts
 
 
-def origins(found: Collection, keys: tuple[str, ...]) -> list[str]:
-    """Which of some metadata differ."""
-    return differing((key, found.origin_of(cell).get(key, ""), cell) for cell in found.cells for key in keys)
-
-
-def differing(entries: Iterable[tuple[str, Any, str]]) -> list[str]:
-    """A line for each key that has more than one value. entries: key, value, cell."""
-    values: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, value, _ in entries:
-        values[key][str(value)] += 1
+def differing(entries: Iterable[Fact]) -> list[str]:
+    """A line for each key that has more than one value."""
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, value, cells in entries:
+        seen[key][str(value)] += cells
     return [
         f"{key}: " + ", ".join(f"{value or 'unknown'} ({count} cells)" for value, count in own.most_common())
-        for key, own in values.items()
+        for key, own in seen.items()
         if len(own) > 1
     ]
 

@@ -17,8 +17,7 @@ from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import SCHEMA, Cell, RowJob
-from rsdbench.experiment.compose import check_sources, row_jobs
-from rsdbench.experiment.grid import check_settings
+from rsdbench.experiment.compose import check_sources, row_jobs, sweep
 from rsdbench.experiment.mixture import differences
 from rsdbench.experiment.provenance import code_hash
 from rsdbench.experiment.tasks import local_file
@@ -56,17 +55,28 @@ def planned_rows(overrides: list[str]) -> list[PlannedRow]:
     Raises:
         UsageError: a model, the dataset or a setting is not usable.
     """
-    return plan_rows(row_jobs(overrides))
-
-
-def plan_rows(jobs: list[tuple[list[str], DictConfig]]) -> list[PlannedRow]:
-    """The same from rows that are composed already."""
-    rows = []
-    for overrides, config in jobs:
+    jobs = row_jobs(overrides)
+    for _, config in jobs:
         check_sources(config)
+
+    from rsdbench.experiment.grid import check_settings  # and with it torch: what is not there was said before
+
+    rows = []
+    for own, config in jobs:
         check_settings(config)
         results = Path(config.results).absolute()
-        rows.append(PlannedRow(RowJob(config), anchored(overrides, config, results), results))
+        rows.append(PlannedRow(RowJob(config), anchored(own, config, results), results))
+    return rows
+
+
+def sweep_rows(overrides: list[str]) -> list[PlannedRow]:
+    """The rows of all jobs of a sweep.
+
+    Raises:
+        UsageError: one of them is not usable, or two of them would put different settings under one name.
+    """
+    rows = [planned for job in sweep(overrides) for planned in planned_rows(job)]
+    check_distinct(rows)
     return rows
 
 

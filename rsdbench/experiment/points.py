@@ -18,13 +18,12 @@ from rsdbench.errors import UsageError
 from rsdbench.experiment import metrics
 from rsdbench.experiment.collect import collect
 from rsdbench.experiment.compose import AXES
+from rsdbench.experiment.mixture import configurations
 
 METRICS = ("block efficiency", "MBSU", "token rate", "accuracy")
-# one folder holds one configuration: cells that differ in these cannot stand in one figure
-SETTINGS = ("seed", "temperature", "top_p", "max_new_tokens", "batch_size", "device", "dtype")
 COLUMNS = [
     *("cell_id", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase", "new_tokens", "blocks"),
-    *("decode_s", "ar_new_tokens", "ar_decode_s", "metric", "drafter_params", "target_params", *SETTINGS),
+    *("decode_s", "ar_new_tokens", "ar_decode_s", "metric", "drafter_params", "target_params"),
 ]
 STATISTICS = "score_statistics"
 CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart, beside their ids
@@ -54,13 +53,10 @@ class Results:
         present = set(frame.method)
         labels = {method: label for method, label in named.items() if method in present}
         made = cls(frame, found.table[STATISTICS].combine_chunks(), config, asked, labels)
-        for name in SETTINGS:
-            values = sorted(made.cells[name].unique())
-            if len(values) > 1:
-                listed = ", ".join(map(str, values))
-                raise UsageError(
-                    f"'{folder}' mixes cells of different {name} ({listed}): give each run its own results=DIR"
-                )
+        if mixed := configurations(found):
+            raise UsageError(
+                f"'{folder}' mixes cells that differ in {'; '.join(mixed)}: give each run its own results=DIR"
+            )
         twice = made.cells[made.cells.duplicated(CELL)]
         if len(twice):
             one = twice.iloc[0]
@@ -178,6 +174,10 @@ def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
         ar_scores = metrics.resampled_scores(metric, results.statistics_of(ordered))
         for p in efficient[efficient.row == row].itertuples():
             cell = quality[p.cell_id].sort_values("prompt_id")
+            if cell.prompt_id.tolist() != ordered.prompt_id.tolist():
+                raise UsageError(
+                    f"row '{row}' has other prompts in AR than in {p.method} {p.structure}: decode it anew"
+                )
             value = metrics.accuracy(metric, results.statistics_of(cell), ar_scores)
             points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure))
     return pd.DataFrame(points, columns=["row", "metric", "method", "budget", "value", "low", "high", "structure"])

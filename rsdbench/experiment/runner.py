@@ -170,7 +170,7 @@ def run_row(row: RowJob, results: Path, watcher: Watcher) -> dict[Cell, str]:
         if claim is None:
             watcher.waiting(len(missing))
             time.sleep(POLL_EVERY)
-            missing = [c for c in missing if not c.path(results).exists()]
+            missing = [c for c in missing if not records.is_done(c, results)]
             continue
         missing.remove(cell)
         with claim:

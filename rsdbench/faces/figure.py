@@ -57,13 +57,13 @@ def draw(points: pd.DataFrame, rows: list[str], labels: dict[str, str]) -> Any:
             axes.set_xlabel("num. tokens at target", fontsize=8)
             axes.set_ylabel(metric, fontsize=8)
             axes.tick_params(labelsize=7)
-    handles, labels = grid[0][0].get_legend_handles_labels()
     left, bottom, right, top = 0.5, LEGEND_HEIGHT + 0.45, 0.1, 0.3  # inches; measuring the texts would take a second
     figure.subplots_adjust(
         left=left / WIDTH, right=1 - right / WIDTH, bottom=bottom / height, top=1 - top / height, wspace=0.22,
         hspace=0.5,
     )  # fmt: skip
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=11, frameon=True)
+    entries = grid[0][0].get_legend_handles_labels()
+    figure.legend(*entries, loc="lower center", ncols=len(labels), fontsize=11, frameon=True)
     return figure
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment.collect import collect, write_merged
-from rsdbench.experiment.mixture import conflicts, notes
+from rsdbench.experiment.mixture import configurations, notes, versions
 from rsdbench.faces.output import output
 
 
@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> None:
     if args.out.suffix != ".parquet":
         raise UsageError(f"--out '{args.out}' must end in .parquet")
     found = collect(args.results)
-    mixed = conflicts(found)
+    mixed = configurations(found) + versions(found)
     if mixed and not args.allow_mixed:
         raise UsageError(
             f"'{args.results}' mixes cells that differ in {'; '.join(mixed)}: run each in a folder of its own, or "
             "merge with --allow-mixed"
         )
     with output(args.out) as stream:
-        write_merged(stream, found)
+        write_merged(found, stream)
     for line in mixed:
         print(f"mixed: {line}", file=sys.stderr)
     for line in notes(found):

@@ -6,16 +6,14 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from rsdbench.experiment import records
+from rsdbench.experiment.plan import PlannedRow, check_folder, manifest, prepare, sweep_rows
 from rsdbench.faces.output import output
-from rsdbench.faces.run import sweep_rows
-
-if TYPE_CHECKING:
-    from rsdbench.experiment.plan import PlannedRow
+from rsdbench.faces.run import hydra_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -30,10 +28,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--manifest", type=Path, help="freeze the sweep: write one line of JSON a row job")
     args = parser.parse_args(arguments)
-    rows = sweep_rows(args.overrides)
-
-    from rsdbench.experiment.plan import check_folder, manifest, prepare
-
+    with hydra_errors():
+        rows = sweep_rows(args.overrides)
     if args.manifest is None:
         check_folder(rows)
     else:
@@ -52,8 +48,6 @@ def main(arguments: list[str]) -> None:
 
 def print_rows(rows: list[PlannedRow]) -> None:
     """A line a row job: its number, its cells, how many of them are done."""
-    from rsdbench.experiment import records
-
     console = Console() if sys.stdout.isatty() else Console(width=140)
     table = Table()
     for name in ("task", "row job", "cells", "done", "results"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -17,11 +19,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.compose import CONFIGS, check_sources, row_jobs, sweep
+from rsdbench.experiment import progress, records
+from rsdbench.experiment.compose import CONFIGS
+from rsdbench.experiment.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
+from rsdbench.experiment.points import refresh
 from rsdbench.experiment.preemption import CODE, Preempted, preemptible
-
-if TYPE_CHECKING:
-    from rsdbench.experiment.plan import PlannedRow
+from rsdbench.experiment.provenance import code_hash
 
 TASK = "SLURM_ARRAY_TASK_ID"
 
@@ -33,7 +36,7 @@ def main(arguments: list[str]) -> None:
         UsageError: an override, a group's choice or a setting is wrong.
     """
     try:
-        with preemptible():
+        with preemptible(), hydra_errors():
             if any(argument.partition("=")[0] == "--manifest" for argument in arguments):
                 run_task(arguments)
             else:
@@ -59,14 +62,7 @@ def run_task(arguments: list[str]) -> None:
     number = args.task or os.environ.get(TASK, "")
     if not number.isdecimal():
         raise UsageError(f"which task of the manifest? Give --task N or set {TASK} to a number, not '{number}'")
-
-    from rsdbench.experiment.plan import read_task
-
-    try:
-        planned = read_task(args.manifest, int(number))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(f"manifest '{args.manifest}', task {number}: {one_line(error)}") from None
-    sys.exit(run_rows([planned]))
+    sys.exit(run_rows([read_task(args.manifest, int(number))]))
 
 
 def run_hydra(arguments: list[str]) -> None:
@@ -78,14 +74,8 @@ def run_hydra(arguments: list[str]) -> None:
     planned = []
     if args.multirun and not (args.cfg or args.info or args.help):
         planned = sweep_rows(args.overrides)
-
-        from rsdbench.experiment.plan import prepare
-
         prepare(planned)
-    try:
-        application()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(one_line(error)) from None
+    application()
     if planned:
         sys.exit(conclude(planned))
 
@@ -95,50 +85,15 @@ def job(_: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
-        with preemptible():
-            code = run_rows(checked_rows(overrides), alone)
+        with preemptible(), hydra_errors():
+            code = run_rows(planned_rows(overrides), alone)
     except Preempted as signal:
         leave(signal)
     except UsageError as error:
         print(f"rsdbench: {error}", file=sys.stderr)
         sys.exit(2)
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"rsdbench: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
     if alone:
         sys.exit(code)
-
-
-def checked_rows(overrides: list[str]) -> list[PlannedRow]:
-    """The rows of a job; what can be seen without torch is seen before it is imported.
-
-    Raises:
-        UsageError: a model, the dataset or a setting is not usable.
-    """
-    jobs = row_jobs(overrides)
-    for _, config in jobs:
-        check_sources(config)
-
-    from rsdbench.experiment.plan import plan_rows
-
-    return plan_rows(jobs)
-
-
-def sweep_rows(overrides: list[str]) -> list[PlannedRow]:
-    """The rows of all jobs of a sweep, checked before the first job is launched.
-
-    Raises:
-        UsageError: one of them is not usable, or two of them would put different settings under one name.
-    """
-    try:
-        rows = [planned for one in sweep(overrides) for planned in checked_rows(one)]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(one_line(error)) from None
-
-    from rsdbench.experiment.plan import check_distinct
-
-    check_distinct(rows)
-    return rows
 
 
 def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
@@ -150,11 +105,6 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
     Raises:
         UsageError: the results folder, a model or the data cannot be used.
     """
-    from rsdbench.experiment import progress, records
-    from rsdbench.experiment.plan import prepare
-    from rsdbench.experiment.points import refresh
-    from rsdbench.experiment.provenance import code_hash
-
     prepare(rows)
     found = {c: records.code_of(c, planned.results) for planned in rows for c in planned.cells}
     missing = [cell for cell, code in found.items() if code is None]
@@ -194,11 +144,8 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
 
 def conclude(rows: list[PlannedRow]) -> int:
     """Say which cells are not done, and why; returns the exit code: 0 all done, 1 some failed, 2 for a usage error."""
-    from rsdbench.experiment import progress
-
-    lost = [
-        (cell, planned.results) for planned in rows for cell in planned.cells if not cell.path(planned.results).exists()
-    ]
+    cells = [(cell, planned.results) for planned in rows for cell in planned.cells]
+    lost = [(cell, results) for cell, results in cells if not records.is_done(cell, results)]
     if not lost:
         return 0
     reasons = {results: progress.failures(results) for _, results in lost}
@@ -209,6 +156,19 @@ def conclude(rows: list[PlannedRow]) -> int:
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     print(f"rsdbench: failed: {cell.id}{more} ({reason}); the same command tries again", file=sys.stderr)
     return 2 if usage else 1
+
+
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+    """What Hydra and OmegaConf find wrong with overrides and configurations is bad input.
+
+    Raises:
+        UsageError: instead of their exceptions.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(one_line(error)) from None
 
 
 def one_line(error: Exception) -> str:
