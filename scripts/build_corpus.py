@@ -55,13 +55,16 @@ def index_files(kind: str, language: str | None = None) -> list[str]:
     return [path for created_by, lang, path in rows if created_by == kind and language in (None, lang)]
 
 
+def index_text(path: str) -> str:
+    """An index, whichever way apt has compressed it."""
+    command = ["/usr/lib/apt/apt-helper", "cat-file", path]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def stanzas(paths: Iterable[str]) -> Iterator[dict[str, str]]:
-    """The RFC-822 paragraphs of (compressed) index files as dictionaries; continuation lines keep their space."""
+    """The RFC-822 paragraphs of index files as dictionaries; continuation lines keep their space."""
     for path in paths:
-        text = subprocess.run(
-            ["/usr/lib/apt/apt-helper", "cat-file", path], capture_output=True, text=True, check=True
-        ).stdout
-        for block in text.split("\n\n"):
+        for block in index_text(path).split("\n\n"):
             fields: dict[str, str] = {}
             key = ""
             for line in block.splitlines():
@@ -166,12 +169,12 @@ def write(frame: pd.DataFrame, path: Path) -> None:
         pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), stream)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read the indices and write corpus and evaluation sets."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "corpus", help="training text goes here")
     parser.add_argument("--data", type=Path, default=ROOT / "rsdbench" / "assets" / "data", help="evaluation sets")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     files = {}
     for kind, language in (("Translations", "en"), ("Translations", "de"), ("Packages", None)):

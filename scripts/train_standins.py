@@ -5,7 +5,9 @@
     python scripts/train_standins.py --tokens 20e6        # a longer training of the same models
 
 Sizes are 1/5000 of OPT-125M/350M (drafters) and OPT-13B/30B/66B (targets), so that the cost ratios are the paper's.
-A killed run goes on from its last checkpoint. Weights are written as float16 safetensors in Hugging Face layout.
+A killed run goes on from its last checkpoint (every two minutes). Held-out losses, tokens and seconds go to
+`build/training/NAME.json`, weights are written as float16 safetensors in Hugging Face layout.
+`scripts/evaluate_standins.py` draws the learning curves and scores what came out.
 """
 
 from __future__ import annotations
@@ -37,8 +39,11 @@ ASSETS = ROOT / "rsdbench" / "assets" / "models"
 TEMPLATES = {"de_en": "German: {source}\nEnglish:", "synopsis": "{source}\nSummary:"}
 VOCABULARY, POSITIONS, PROMPT_TOKENS, EXAMPLE_TOKENS = 1024, 256, 160, 240
 PAD, EOS = 1, 2  # OPT's own ids; "</s>" also begins every text
+BATCH_TOKENS = 2048  # a step
 PROMPT_WEIGHT = 0.3  # of the loss on prompt tokens; answers count 1
 SHARD = "12MB"  # no file in the repository above 20 MiB
+EVALUATE_EVERY = 500_000  # tokens between two points of a learning curve
+SAVE_EVERY = 120.0  # seconds between two checkpoints
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,6 @@ class Recipe:
     learning_rate: float
     tokens: float
     init_std: float = 0.02
-    batch_tokens: int = 2048
     extra: dict = field(default_factory=dict)
 
     def config(self) -> OPTConfig:
@@ -64,13 +68,13 @@ class Recipe:
 
 
 RECIPES = {
-    "opt-25k": Recipe({"width": 16, "layers": 2, "heads": 2, "ffn": 32}, 1e-2, 6e6, 0.1),
+    "opt-25k": Recipe({"width": 16, "layers": 2, "heads": 2, "ffn": 32}, 1e-2, 30e6, 0.1),
     # post-norm with a narrow embedding, as OPT-350M
-    "opt-70k": Recipe({"width": 40, "layers": 2, "heads": 4, "ffn": 120}, 5e-3, 6e6, 0.08,
+    "opt-70k": Recipe({"width": 40, "layers": 2, "heads": 4, "ffn": 120}, 5e-3, 30e6, 0.08,
                       extra={"embedding": 24, "pre_norm": False}),
-    "opt-2.6m": Recipe({"width": 192, "layers": 5, "heads": 4, "ffn": 832}, 2.5e-3, 6e6, 0.04),
-    "opt-6m": Recipe({"width": 288, "layers": 6, "heads": 6, "ffn": 1056}, 2e-3, 5e6, 0.03),
-    "opt-13.2m": Recipe({"width": 384, "layers": 7, "heads": 6, "ffn": 1600}, 1e-3, 3.5e6, 0.03, batch_tokens=1024),
+    "opt-2.6m": Recipe({"width": 192, "layers": 5, "heads": 4, "ffn": 832}, 2.5e-3, 12e6, 0.04),
+    "opt-6m": Recipe({"width": 288, "layers": 6, "heads": 6, "ffn": 1056}, 2e-3, 12e6, 0.03),
+    "opt-13.2m": Recipe({"width": 384, "layers": 7, "heads": 6, "ffn": 1600}, 1.5e-3, 14e6, 0.03),
 }  # fmt: skip
 
 
@@ -185,22 +189,28 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
 
-    def save() -> None:
+    def report() -> None:
         state["curve"].append([state["seen"], evaluate(model, held_out, device)])
+        left = (tokens - state["seen"]) * (time.perf_counter() - started) / (state["seen"] - first)
         print(
-            f"{name}: {state['seen']:,} tokens, {state['seconds']:.0f} s, held-out {state['curve'][-1][1]}", flush=True
+            f"{name}: {state['seen']:,} tokens, {state['seconds']:.0f} s, held-out {state['curve'][-1][1]}"
+            + (f", about {left / 60:.0f} minutes left" if left > 0 else ""),
+            flush=True,
         )
+
+    def save() -> None:
         content = io.BytesIO()  # torch reports a full disk in words of its own
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, content)
         with whole_file(checkpoint) as stream:
             stream.write(content.getbuffer())
 
-    order = batches(data, state["epoch"], recipe.batch_tokens)
-    warmup, saved_at = min(0.05 * tokens, 3e5), time.perf_counter()
+    order = batches(data, state["epoch"], BATCH_TOKENS)
+    warmup, first = min(0.05 * tokens, 3e5), state["seen"]
+    started = saved_at = time.perf_counter()
     while state["seen"] < tokens:
         if state["position"] == len(order):
             state["epoch"], state["position"] = state["epoch"] + 1, 0
-            order = batches(data, state["epoch"], recipe.batch_tokens)
+            order = batches(data, state["epoch"], BATCH_TOKENS)
         start = time.perf_counter()
         ids, weights = tensors(data, order[state["position"]], device)
         progress = state["seen"] / tokens
@@ -213,12 +223,14 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         state["position"] += 1
+        before = state["seen"]
         state["seen"] += int((weights > 0).sum())
         state["seconds"] += time.perf_counter() - start
-        if time.perf_counter() - saved_at > 120:
+        if state["seen"] >= tokens or state["seen"] // EVALUATE_EVERY > before // EVALUATE_EVERY:
+            report()
+        if state["seen"] >= tokens or time.perf_counter() - saved_at > SAVE_EVERY:
             save()
             saved_at = time.perf_counter()
-    save()
     return model, {"parameters": sum(p.numel() for p in model.parameters()), **state}
 
 

@@ -84,6 +84,15 @@ def test_axes_narrow_the_grid_and_overrides_reach_every_row():
     assert {(c.target.name, c.dataset.num_prompts) for c in configs} == {("opt-6m", 3)}
 
 
+def test_the_full_stand_in_grid_takes_more_prompts_where_accuracy_needs_them():
+    numbers = {(c.target.name, c.dataset.name): c.dataset.num_prompts for c in rows("experiment=standin_full")}
+    assert len(numbers) == 6
+    assert numbers.pop(("opt-13.2m", "debian-de-en")) == 300
+    assert numbers.pop(("opt-13.2m", "debian-synopsis")) == 600
+    assert set(numbers.values()) == {128}
+    assert {c.dataset.num_prompts for c in rows("experiment=standin_full", "dataset.num_prompts=5")} == {5}
+
+
 def test_a_model_of_ones_own_has_a_name_and_a_path():
     (config,) = rows(
         "experiment=standin", "drafter=opt-25k", "target=opt-6m", "dataset=xsum", "target.path=/my/model",

@@ -85,6 +85,25 @@ def test_merge_refuses_cells_of_another_configuration(copy, tmp_path):
     assert "target opt-2.6m: contents: " in err
 
 
+def test_rows_may_have_different_numbers_of_prompts_but_a_row_has_one(tmp_path):
+    axes = [o for o in SMALL if not o.startswith("dataset=")]
+    for dataset, prompts in (("wmt", 3), ("xsum", 5)):
+        settings = [f"dataset={dataset}", f"dataset.num_prompts={prompts}", "drafter=opt-25k", "methods=[sd]"]
+        rsdbench("run", *axes, *settings, f"results={tmp_path / 'folder'}")
+    out, _ = rsdbench("merge", tmp_path / "folder", "--out", tmp_path / "m.parquet")
+    assert "4 cells" in out
+    rsdbench("table", tmp_path / "m.parquet", "--out", tmp_path / "points.csv")
+    file = next(f for f in cells(tmp_path / "folder") if "synopsis_sd" in f.name)
+    cell = json.loads(pq.read_schema(file).metadata[b"rsdbench.cell"])
+    cell["dataset"]["num_prompts"] = 4
+    altered(file, cell=json.dumps(cell, sort_keys=True))
+    _, err = rsdbench("merge", tmp_path / "folder", "--out", tmp_path / "m.parquet", code=2)
+    differs = err.partition("differ in ")[2]
+    assert differs.startswith("opt-25k opt-2.6m debian-synopsis: num_prompts: ")
+    assert "4 (1 cells)" in differs
+    assert "5 (1 cells)" in differs
+
+
 def test_merge_says_which_machines_differ_and_goes_on(copy, tmp_path):
     altered(cells(copy)[0], device="cpu (another one)")
     _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet")

@@ -46,7 +46,7 @@ def test_embedded_models_have_both_of_opts_architectures(embedded):
 def test_weights_are_light():
     sizes = [f.stat().st_size for f in MODELS.rglob("*") if f.is_file()]
     assert max(sizes) <= 20 * 2**20
-    assert sum(sizes) <= 60 * 2**20
+    assert sum(sizes) <= 45 * 2**20
 
 
 def test_embedded_pair_loads_by_name_as_float32():

@@ -1,5 +1,6 @@
 """The scripts that make the embedded data and models: no leak into the test set, resumption, bad surroundings."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rsdbench
+from rsdbench.engine.checkpoints import MODELS
 from rsdbench.experiment.tasks import DATA
 
+DATASETS = ("debian-de-en", "debian-synopsis")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -81,6 +85,52 @@ def test_examples_are_aligned_and_named_by_their_source(corpus):
     assert ("Sie liest foo-Dateien.", "It reads foo files.") in pairs
 
 
+def words(seed, number):
+    """A text like no other."""
+    return " ".join(f"w{hashlib.sha256(f'{seed} {i}'.encode()).hexdigest()[:6]}" for i in range(number))
+
+
+@pytest.fixture
+def indices(corpus, tmp_path):
+    """Indices of 300 source packages with two binary packages each, and the held-out ones that copy a training text."""
+    english, german, packages, copies = [], [], [], set()
+    common = next(i for i in range(300) if corpus.split_of(f"foo{i}") == "train")
+    for i in range(300):
+        if i % 2 and corpus.split_of(f"foo{i}") != "train":
+            copies.add(f"foo{i}")
+        for kind in ("lib", "dev"):
+            name, digest = f"{kind}foo{i}", hashlib.md5(f"{kind} {i}".encode()).hexdigest()
+            body = words(f"body {common if f'foo{i}' in copies else i} {kind}", 30)
+            packages.append(f"Package: {name}\nSource: foo{i} (1.0)\n")
+            for language, stanzas, text in (("en", english, f"{body} {i}"), ("de", german, words(f"de {name}", 12))):
+                head = f"Description-{language}: {words(f'{language} head {name}', 4)}"
+                stanzas.append(f"Package: {name}\nDescription-md5: {digest}\n{head}\n {text}\n")
+    files = {}
+    for kind, stanzas in (("en", english), ("de", german), ("Packages", packages)):
+        files[kind] = tmp_path / kind
+        files[kind].write_text("\n".join(stanzas))
+    return files, copies
+
+
+def test_no_source_package_and_no_near_duplicate_crosses_the_split(corpus, indices, tmp_path, monkeypatch, capsys):
+    files, copies = indices
+    monkeypatch.setattr(corpus, "index_files", lambda kind, language=None: [str(files[language or kind])])
+    monkeypatch.setattr(corpus, "index_text", lambda path: Path(path).read_text())
+    corpus.main(["--out", str(tmp_path / "out"), "--data", str(tmp_path / "data")])
+    train = pd.read_parquet(tmp_path / "out" / "train.parquet")
+    held_out = {f"foo{i}" for i in range(300)} - set(train.origin)
+    assert copies <= held_out
+    assert {corpus.split_of(origin) for origin in copies} == {"validation", "test"}
+    assert {f"{kind}{o}" for o in train.origin for kind in ("lib", "dev")} == set(train.package)
+    for file in ("debian_synopsis", "debian_de_en"):
+        test = pd.read_parquet(tmp_path / "data" / f"{file}.parquet")
+        assert test[test.origin.isin(copies) & (test.source.str.len() > 40)].empty, "their headlines alone are new"
+        assert set(test.origin) >= {o for o in held_out - copies if corpus.split_of(o) == "test"}
+        assert not set(test.origin) & set(train.origin)
+    dropped = sum(int(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines() if "dropped" in line)
+    assert dropped == 2 * 2 * len(copies), "two packages each, in both tasks"
+
+
 def test_missing_indices_are_one_line(tmp_path):
     apt = tmp_path / "apt-get"
     apt.write_text("#!/bin/sh\n")
@@ -95,6 +145,71 @@ def test_missing_indices_are_one_line(tmp_path):
     assert ran.returncode == 2
     assert ran.stderr == "build_corpus: there is no apt-get here: run this on Debian\n"
     assert [f.name for f in tmp_path.iterdir()] == ["apt-get"]
+
+
+def test_held_out_loss_falls_with_size_on_both_tasks():
+    training = load("train_standins")
+    frames = [pd.read_parquet(DATA / f"debian_{task}.parquet")[:100].assign(task=task) for task in training.TEMPLATES]
+    data = training.encode(pd.concat(frames), AutoTokenizer.from_pretrained(MODELS / "opt-25k"))
+    models = [AutoModelForCausalLM.from_pretrained(MODELS / name, dtype="float32") for name in training.RECIPES]
+    losses = pd.DataFrame([training.evaluate(model, data, "cpu") for model in models])
+    assert (losses.diff()[1:] < 0).all().all(), losses
+
+
+def test_the_model_cards_numbers_come_from_logs_and_answers(tmp_path):
+    training = load("train_standins")
+    work = tmp_path / "work"
+    work.mkdir()
+    ran = run("evaluate_standins", "--work", work, "--out", tmp_path / "out")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("evaluate_standins: no log of opt-25k, opt-70k, opt-2.6m, opt-6m, opt-13.2m in")
+    assert ran.stderr.count("\n") == 1
+    for name in training.RECIPES:
+        curve = [[1000, {"de_en": 5.0, "synopsis": 5.1}], [2000, {"de_en": 4.0, "synopsis": 4.1}]]
+        (work / f"{name}.json").write_text(json.dumps({"seconds": 7.4, "curve": curve}))
+    options = ("--prompts", 5, "--samples", 2)
+    ran = run("evaluate_standins", "--work", work, "--out", tmp_path / "out", *options)
+    assert ran.returncode == 0, ran.stderr
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert curves.groupby("model").tokens.max().eq(2000).all()
+    assert set(curves.seconds.dropna()) == {7}
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert scores.value_counts(["model", "dataset", "prompts"]).to_dict() == {
+        (model, dataset, 5): 1 for model in ("opt-2.6m", "opt-6m", "opt-13.2m") for dataset in DATASETS
+    }
+    assert ((scores.low <= scores.score) & (scores.score <= scores.high)).all()
+    samples = (tmp_path / "out" / "samples.md").read_text()
+    assert samples.count("| reference |") == 2 * 2
+    assert samples.count("| opt-13.2m |") == 2 * 2
+
+
+def test_the_comparison_with_the_paper_counts_rows(tmp_path):
+    rows = [f"OPT-{d}-{t}, {s}" for d in ("25K", "70K") for t in ("2.6M", "6M", "13.2M") for s in ("De-En", "Synopsis")]
+    level = {"sd": 1, "spectr": 2, "rsd_c": 3, "rsd_s": 3.5}  # RSD-S in the first row alone is behind
+    points = pd.DataFrame(
+        [
+            (row, metric, method, budget, value := level[method] * (1 if row != rows[0] or method != "rsd_s" else 0.5)
+             + budget / 100, value - 0.3, value + 0.3)
+            for row in rows for metric in ("block efficiency", "MBSU", "token rate", "accuracy")
+            for method in level for budget in (6, 10, 14, 21, 30)
+        ],
+        columns=["row", "metric", "method", "budget", "value", "low", "high"],
+    )  # fmt: skip
+    points.to_csv(tmp_path / "points.csv")
+    ran = run("compare_with_paper", tmp_path / "points.csv")
+    assert ran.returncode == 0, ran.stderr
+    for line in (
+        "| block efficiency, OPT-125M-13B, WMT | paper | 1.4 / 1.5 | 1.5 / 1.6 | 1.6 / 1.8 | 1.7 / 1.9 |",
+        "| block efficiency, OPT-25K-2.6M, De-En | here | 1.06 / 1.30 | 2.06 / 2.30 | 3.06 / 3.30 | 1.81 / 2.05 |",
+        "| MBSU | 1.06 / 1.30 | 2.06 / 2.30 | 3.06 / 3.30 | 3.41 / 3.65 |",
+        "| MBSU: RSD-S above RSD-C | 55 of 60 points, 0 with intervals that do not overlap |",
+        "| block efficiency: SpecTr above SD | 60 of 60 points, 60 with intervals that do not overlap |",
+        "| block efficiency: rises from 6 to 30 tokens | SD 12, SpecTr 12, RSD-C 12, RSD-S 12 of 12 rows |",
+        "| block efficiency: intervals of RSD-S and SD at 30 do not overlap | 12 of 12 rows |",
+        "| accuracy, target of 6M | 1.060 to 3.800, intervals 0.76 to 4.10; 8 of 80 points within 0.9 to 1.1 |",
+        "| block efficiency: Synopsis (XSum) above De-En (WMT) | 5 of 120 points |",
+    ):
+        assert line in ran.stdout, line
 
 
 @pytest.fixture

@@ -25,10 +25,15 @@ def configurations(found: Collection) -> list[str]:
 
 
 def keys_of(content: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal in all rows: the settings, and what a model's or dataset's name stands for."""
+    """What must be equal in all rows: the settings, and what a model's or dataset's name stands for.
+
+    A row may have more prompts than another, but has one number of them.
+    """
     keys = flat({key: content[key] for key in ("schema", *SETTINGS)})
     for axis in AXES:
         keys |= {f"{axis} {content[axis]['name']}: {key}": value for key, value in flat(content[axis]).items()}
+    names = {axis: content[axis]["name"] for axis in AXES}
+    keys[f"{' '.join(names.values())}: num_prompts"] = keys.pop(f"dataset {names['dataset']}: num_prompts")
     return keys
 
 
