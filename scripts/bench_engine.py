@@ -2,12 +2,14 @@
 
     python scripts/bench_engine.py [--targets opt-6m opt-13.2m] [--out results/bench/engine.json]
 
-Two tables, printed and written as JSON. Both compare things in one process and by turns, and show medians of ratios,
-because machines are shared and noisy.
+Printed and written as JSON, for AR and for each method at budgets 6 and 30. Everything is compared in one process and
+by turns, as medians of ratios, because machines are shared and noisy.
 
-1. Batch 16 against batch 1, in tokens a second of decoding, for AR and for each method at budgets 6 and 30.
+1. Batch 16 against batch 1, in tokens a second of decoding.
 2. Decode time of a block against the sum of its bare forwards: L drafter forwards at their widths and one target
-   forward at B + 1 rows, with the same cache and masks, and nothing else.
+   forward at B + 1 rows, with the same cache and masks, and nothing else. Forwards are compiled, as they are in a run.
+3. Decode time of a block with the models' own forwards against compiled ones.
+4. One row through the drafter, in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +78,9 @@ def batch_gain(pair: Pair, method: str, structure: str, repeats: int) -> float:
 def bare_forwards(pair: Pair, method: str, structure: str, length: int) -> Callable[[], None]:
     """A function that runs one block's forwards and nothing else, on sequences of `length` tokens."""
     shape = get_shape(method, structure)
-    target = Lane(pair.target, shape, 1, length + shape.depth + 2)
-    drafter = Lane(pair.drafter, shape, 1, length + shape.depth + 2) if shape.depth else None
+    positions = length + shape.depth + 2
+    target = Lane(pair.target, shape, 1, positions, pair.target_forward)
+    drafter = Lane(pair.drafter, shape, 1, positions, pair.drafter_forward) if shape.depth else None
     position = torch.tensor([length])
     ancestors = torch.eye(1 + shape.budget, dtype=torch.bool).unsqueeze(0)
     tokens = torch.full((1, 1 + shape.budget), 5)
@@ -100,22 +104,48 @@ def bare_forwards(pair: Pair, method: str, structure: str, length: int) -> Calla
     return run
 
 
-def overhead(pair: Pair, method: str, structure: str, repeats: int) -> tuple[float, float]:
-    """Median ratio of a block's decode time to its bare forwards by turns, and the median bare time in ms."""
+def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str, float]:
+    """Medians, taken by turns: a block's decode time over its bare forwards and over itself uncompiled."""
     prompt = prompts_of(pair)[0]
+    plain = replace(pair, target_forward=None, drafter_forward=None)
     bare = bare_forwards(pair, method, structure, len(prompt) + NEW_TOKENS // 2)
-    ratios, times = [], []
+
+    def block(which: Pair, seed: int) -> tuple[float, int]:
+        out = rsdbench.generate(which, [prompt], method, structure, NEW_TOKENS, TEMPERATURE, seed=seed)
+        return out.decode_s / sum(out.blocks), sum(out.blocks)
+
+    over_bare, over_compiled, times = [], [], []
     for i in range(repeats + 1):
-        out = rsdbench.generate(pair, [prompt], method, structure, NEW_TOKENS, TEMPERATURE, seed=i)
-        blocks = sum(out.blocks)
+        own, blocks = block(pair, i)
         start = time.perf_counter()
         for _ in range(blocks):
             bare()
-        seconds = time.perf_counter() - start
+        seconds = (time.perf_counter() - start) / blocks
+        uncompiled, _ = block(plain, i)
         if i:  # the first is the warm-up
-            ratios.append(out.decode_s / seconds)
-            times.append(1e3 * seconds / blocks)
-    return statistics.median(ratios), statistics.median(times)
+            over_bare.append(own / seconds)
+            over_compiled.append(uncompiled / own)
+            times.append(1e3 * seconds)
+    return {
+        "decode_over_bare_forwards": round(statistics.median(over_bare), 3),
+        "uncompiled_over_compiled": round(statistics.median(over_compiled), 2),
+        "bare_forwards_ms": round(statistics.median(times), 2),
+    }
+
+
+def drafter_step(pair: Pair, repeats: int) -> float:
+    """Median time of one row through the drafter behind 100 tokens, in ms."""
+    shape = get_shape("sd", "6")
+    lane = Lane(pair.drafter, shape, 1, 110, pair.drafter_forward)
+    length, tokens = torch.tensor([100]), torch.tensor([[5]])
+    bias = lane.bias(torch.eye(1 + shape.budget, dtype=torch.bool)[:1].unsqueeze(0), length, 100, previous=True)
+    times = []
+    with torch.inference_mode():
+        for _ in range(100 * repeats):
+            start = time.perf_counter()
+            lane.rows(tokens, 1, length, bias)
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
 
 
 def report(rows: list[dict[str, Any]], out: Path, **versions: str) -> None:
@@ -142,13 +172,14 @@ def main() -> None:
     rows = []
     for target in args.targets:
         pair = rsdbench.load_pair(target, args.drafter)
+        pair.compile()
+        step = drafter_step(pair, args.repeats)
         for method, structure in cases(BUDGETS):
             gain = batch_gain(pair, method, structure, args.repeats)
-            ratio, bare_ms = overhead(pair, method, structure, 3 * args.repeats)
             rows.append(
                 {"target": target, "drafter": args.drafter, "method": method, "structure": structure,
-                 "batch_16_over_1": round(gain, 2), "decode_over_bare_forwards": round(ratio, 3),
-                 "bare_forwards_ms": round(bare_ms, 2)}
+                 "batch_16_over_1": round(gain, 2), **overhead(pair, method, structure, 3 * args.repeats),
+                 "drafter_step_ms": round(step, 3)}
             )  # fmt: skip
             print(rows[-1], flush=True)
     report(rows, args.out)

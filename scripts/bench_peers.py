@@ -4,7 +4,8 @@
 
 The same pair, prompts, temperature, number of new tokens and number of drafts (6, constant, no confidence threshold) at
 batch 1; whole calls are timed, prefill included, by turns in one process; medians of paired ratios. Tokens at
-temperature 0 are compared, and target calls are counted in a pass of their own.
+temperature 0 are compared, and target calls are counted in a pass of their own. Forwards here are compiled, as they are
+in a run; theirs are as `generate` has them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import transformers
 from bench_engine import NEW_TOKENS, ROOT, TEMPERATURE, prompts_of, report
 
 import rsdbench
+from rsdbench.engine.methods import BASELINE, METHODS
 from rsdbench.engine.models import Pair, quiet_libraries
 
 DRAFTS = 6
@@ -85,9 +88,10 @@ def tokens_per_call(pair: Pair, decode: Decode, prompts: list[list[int]]) -> flo
     return tokens / calls[0]
 
 
-def compare(pair: Pair, name: str, own: Decode, peer: Decode, repeats: int) -> dict[str, Any]:
+def compare(pair: Pair, method: str, structure: str, peer: Decode, repeats: int) -> dict[str, Any]:
     """One row: rates, the median of their paired ratios, and whether greedy tokens agree."""
-    prompts = prompts_of(pair)
+    prompts, own = prompts_of(pair), ours(pair, method, structure)
+    plain = replace(pair, target_forward=None, drafter_forward=None)  # its calls can be counted
     equal = all(own(p, 0.0, 0) == peer(p, 0.0, 0) for p in prompts[:8])
     rates: tuple[list[float], list[float]] = [], []
     for i in range(repeats + 1):
@@ -99,12 +103,12 @@ def compare(pair: Pair, name: str, own: Decode, peer: Decode, repeats: int) -> d
             if i:  # the first is the warm-up
                 rates[turn].append(len(tokens) / seconds)
     return {
-        "what": name,
+        "what": f"{METHODS[method].label} {structure}",
         "tokens_per_s": round(statistics.median(rates[0]), 1),
         "transformers_tokens_per_s": round(statistics.median(rates[1]), 1),
         "ratio": round(statistics.median(a / b for a, b in zip(*rates, strict=True)), 2),
         "equal_at_temperature_0": equal,
-        "tokens_per_target_call": round(tokens_per_call(pair, own, prompts), 3),
+        "tokens_per_target_call": round(tokens_per_call(plain, ours(plain, method, structure), prompts), 3),
         "transformers_tokens_per_target_call": round(tokens_per_call(pair, peer, prompts), 3),
     }
 
@@ -121,12 +125,11 @@ def main() -> None:
     rows = []
     for target in args.targets:
         pair = rsdbench.load_pair(target, args.drafter)
+        pair.compile()
         prepare(pair)
-        for name, own, peer in (
-            ("AR", ours(pair, "ar", "0"), theirs(pair, None)),
-            (f"SD {DRAFTS}", ours(pair, "sd", str(DRAFTS)), theirs(pair, pair.drafter)),
-        ):
-            rows.append({"target": target, "drafter": args.drafter, **compare(pair, name, own, peer, args.repeats)})
+        for method, structure, assistant in ((BASELINE, "0", None), ("sd", str(DRAFTS), pair.drafter)):
+            row = compare(pair, method, structure, theirs(pair, assistant), args.repeats)
+            rows.append({"target": target, "drafter": args.drafter, **row})
             print(rows[-1], flush=True)
     report(rows, args.out, transformers=transformers.__version__)
 

@@ -52,7 +52,7 @@ def draw(curves: pd.DataFrame, out: Path) -> None:
         axis.set(title=title, xlabel="tokens seen, millions")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("held-out loss, nats a token")
-    axes[1].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(out, dpi=150)
 
 

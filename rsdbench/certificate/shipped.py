@@ -152,7 +152,7 @@ def shipped_rows(methods: list[str], copies: int, texts: int, seed: int) -> list
     if not drafting:
         return []
     overrides = [
-        "experiment=standin", "device=cpu", "speed.num_prompts=0", f"dataset.num_prompts={texts}",
+        "experiment=standin", "device=cpu", "compile=false", "speed.num_prompts=0", f"dataset.num_prompts={texts}",
         f"dataset.max_prompt_tokens={PROMPT_TOKENS}", f"decode.max_new_tokens={NEW_TOKENS}",
     ]  # fmt: skip
     rows: list[DictConfig] = row_configs(overrides)

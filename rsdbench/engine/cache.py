@@ -61,6 +61,7 @@ class TreeCache(Cache):
         self.storage: Tensor | None = None
         self.start = 0
         self.read = slice(0, 0)
+        self.viewed: list[Tensor] = []
 
     def allocate(self, like: Tensor) -> None:
         """Zeroed, not empty: a hidden column has weight 0, and 0 times NaN would still be NaN."""
@@ -80,6 +81,12 @@ class TreeCache(Cache):
         own[1, :, :, rows] = values
         own = own[:, :, :, self.read]
         return own[0], own[1]
+
+    def views(self, batch: int) -> list[Tensor]:
+        """Keys and values of each layer in turn, [B, H, columns, D], of the first sequences."""
+        if not self.viewed or self.viewed[0].shape[0] != batch:
+            self.viewed = [half[:batch] for layer in self.storage for half in layer]
+        return self.viewed
 
     def commit(self, columns: Tensor, positions: Tensor) -> None:
         """Copy scratch columns [B, R] to the prefix positions [B, R], all layers at once.

@@ -99,8 +99,10 @@ class Decoder:
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
-        self.target = Lane(pair.target, shape, len(prompts), positions)
-        self.drafter = Lane(pair.drafter, shape, len(prompts), positions) if shape.depth else None
+        self.target = Lane(pair.target, shape, len(prompts), positions, pair.target_forward)
+        self.drafter = None
+        if shape.depth:
+            self.drafter = Lane(pair.drafter, shape, len(prompts), positions, pair.drafter_forward)
         self.device = self.target.device
         self.vocabulary = pair.target.config.vocab_size
         self.generator = torch.Generator(self.device).manual_seed(seed)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsdbench.engine.cache import TreeCache, attention_bias
+from rsdbench.engine.compiled import Forward
 from rsdbench.engine.tree import TreeShape, node_depths
 
 
@@ -17,8 +19,10 @@ class Lane:
     Positions are always passed explicitly, and clamped to the model's last one: rows beyond it are never accepted.
     """
 
-    def __init__(self, model: Any, shape: TreeShape, batch: int, positions: int) -> None:
-        self.model, self.shape = model, shape
+    def __init__(
+        self, model: Any, shape: TreeShape, batch: int, positions: int, compiled: Forward | None = None
+    ) -> None:
+        self.model, self.shape, self.compiled = model, shape, compiled
         self.device = model.get_input_embeddings().weight.device
         self.dtype = model.dtype
         self.cache = TreeCache(model.config.num_hidden_layers, batch, shape.budget, positions)
@@ -65,10 +69,19 @@ class Lane:
         return self._forward(tokens, positions.clamp(0, self.last_position), bias, keep)
 
     def _forward(self, tokens: Tensor, positions: Tensor, bias: Tensor, keep: int) -> Tensor:
+        if self.compiled is not None and self.cache.storage is not None and self.cache.read.start == 0:
+            columns = column_range(self.cache.start, tokens.shape[1], self.device)
+            return self.compiled(tokens, positions, bias, self.cache.views(len(tokens)), columns)[:, -keep:]
         return self.model(
             input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=self.cache,
             use_cache=True, logits_to_keep=keep,
         ).logits  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def column_range(start: int, rows: int, device: torch.device) -> Tensor:
+    """The columns that a forward writes, [rows]."""
+    return torch.arange(start, start + rows, device=device)
 
 
 def position_limit(model: Any) -> int:

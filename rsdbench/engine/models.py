@@ -10,19 +10,47 @@ from typing import Any
 import torch
 
 from rsdbench.engine.checkpoints import resolve_checkpoint
+from rsdbench.engine.compiled import Forward, compiled_forward, compiler_at_hand
 from rsdbench.errors import UsageError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+EAGER, COMPILED = "eager", "compiled"  # forwards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class Pair:
-    """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one."""
+    """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
+
+    `compile` sets the forwards that decoding uses in place of the models' own.
+    """
 
     target: Any
     drafter: Any
     tokenizer: Any = None
+    target_forward: Forward | None = None
+    drafter_forward: Forward | None = None
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether both models are on a CPU, and there is a compiler."""
+        return compiler_at_hand() and {self.target.device.type, self.drafter.device.type} == {"cpu"}
+
+    @property
+    def forward(self) -> str:
+        """How decoding runs the models, as records say it."""
+        return EAGER if self.target_forward is None else COMPILED
+
+    def compile(self) -> None:
+        """Compile both models' forwards, or take what an earlier process has compiled.
+
+        Raises:
+            UsageError: a model is not on a CPU; otherwise as in `compiled_forward`.
+        """
+        for model in (self.target, self.drafter):
+            if model.device.type != "cpu":
+                raise UsageError(f"compile=true needs a CPU, not '{model.device}': take compile=false")
+        self.target_forward, self.drafter_forward = compiled_forward(self.target), compiled_forward(self.drafter)
 
     @cached_property
     def cost_ratio(self) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # of the records; part of every cell's name
 # the settings that a cell's tokens and times depend on, beside its models, dataset, method and structure
-SETTINGS = ("seed", "device", "dtype", "decode", "quality", "speed")
+SETTINGS = ("seed", "device", "dtype", "compile", "decode", "quality", "speed")
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def check_settings(config: DictConfig) -> None:
             raise UsageError(f"{key} must be at least {least}, not {value}")
     if config.dtype != "auto" and config.dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
+    if config.compile not in ("auto", True, False):
+        raise UsageError(f"unknown compile '{config.compile}': choose auto, true or false")
     if config.speed.num_prompts > config.dataset.num_prompts:
         raise UsageError(
             f"speed.num_prompts ({config.speed.num_prompts}) must not exceed dataset.num_prompts "

@@ -19,7 +19,7 @@ def configurations(found: Collection) -> list[str]:
     """What keeps records from standing in one figure: "seed: 0 (480 cells), 1 (12 cells)"."""
     counts = Counter(row for row, _ in found.cells.values())
     facts = [(key, value, n) for row, n in counts.items() for key, value in keys_of(found.rows[row]["content"]).items()]
-    for key in ("device", "dtype"):  # those that "auto" has led to
+    for key in ("device", "dtype", "forward"):  # those that "auto" has led to
         facts += [(f"{key} in use", value.partition(" ")[0], n) for value, n in values(found, key).items()]
     return differing(facts)
 

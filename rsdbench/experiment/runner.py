@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -30,10 +31,17 @@ TREE_POSITIONS = 32  # kept free behind a prompt's new tokens, whichever structu
 
 @lru_cache(maxsize=1)
 def cached_pair(
-    target: str, drafter: str, device: str, dtype: str, target_revision: str | None, drafter_revision: str | None
-) -> Pair:
+    target: str, drafter: str, device: str, dtype: str, target_revision: str | None, drafter_revision: str | None,
+    compile: str | bool,
+) -> Pair:  # fmt: skip
     """The pair of the last row job: rows that differ in the dataset alone share it."""
-    return load_pair(target, drafter, device, dtype, target_revision, drafter_revision)
+    pair = load_pair(target, drafter, device, dtype, target_revision, drafter_revision)
+    if compile == "auto" and pair.can_compile:
+        with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
+            pair.compile()
+    elif compile is True:
+        pair.compile()
+    return pair
 
 
 class RowRunner:
@@ -44,7 +52,7 @@ class RowRunner:
         self.row, self.config = row, config
         self.pair = cached_pair(
             config.target.path, config.drafter.path, config.device, config.dtype,
-            config.target.revision, config.drafter.revision,
+            config.target.revision, config.drafter.revision, config.compile,
         )  # fmt: skip
         limit = min(position_limit(self.pair.target), position_limit(self.pair.drafter))
         room = limit - config.decode.max_new_tokens - TREE_POSITIONS
@@ -53,7 +61,7 @@ class RowRunner:
         self.stop = stop_token(config.dataset, self.pair.tokenizer)
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
-        self.provenance = provenance(self.pair.target.device, dtype)
+        self.provenance = provenance(self.pair.target.device, dtype, self.pair.forward)
 
     def decode(self, cell: Cell, prompts: list[list[int]], method: str, structure: str, *seed: object) -> Generation:
         """Decode prompts with the row's settings and a seed of the cell's own."""

@@ -1,0 +1,202 @@
+"""A model's forward as one compiled graph, from the model itself: exported, compiled ahead of time, kept on disk.
+
+A forward of a small model is mostly Python: OPT's modules take 0.3 ms for two layers whose arithmetic takes
+microseconds. `torch.export` turns the very same Hugging Face modules into a graph, and Inductor compiles it to a
+library (AOTInductor) that takes any batch, any number of rows and any length. The graph is kept without its weights, so
+that models of one architecture share it, and the loaded weights are used where they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from rsdbench.engine.cache import TreeCache
+from rsdbench.errors import UsageError
+
+# tokens [B, R], positions [B, R], bias [B, 1, R, C], keys and values of each layer [B, H, columns, D], the R columns
+# that are written -> logits [B, R, V]; the first C columns are read
+Forward = Callable[[Tensor, Tensor, Tensor, list[Tensor], Tensor], Tensor]
+UNLIKE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # of a configuration: not in the graph
+
+
+class GraphLayer(CacheLayerMixin):
+    """One layer's keys and values, inside the exported graph."""
+
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor, columns: Tensor, read: int) -> None:
+        super().__init__()
+        self.keys_storage, self.values_storage, self.columns, self.read = keys, values, columns, read
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the storage is an input of the graph."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write [B, H, R, D] in place; return what is read, [B, H, C, D]."""
+        self.keys_storage.index_copy_(2, self.columns, key_states)
+        self.values_storage.index_copy_(2, self.columns, value_states)
+        return self.keys_storage[:, :, : self.read], self.values_storage[:, :, : self.read]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that attention reads, and their offset."""
+        return self.read, 0
+
+    def get_seq_length(self) -> int:
+        """Zero: positions are always given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Columns of the storage."""
+        return self.keys_storage.shape[2]
+
+    get_max_cache_shape = get_max_length
+
+
+class Step(torch.nn.Module):
+    """What is exported: `Forward` through a model's own modules."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, bias: Tensor, storage: list[Tensor], columns: Tensor
+    ) -> Tensor:
+        """See `Forward`."""
+        pairs = zip(storage[::2], storage[1::2], strict=True)
+        cache = Cache(layers=[GraphLayer(keys, values, columns, bias.shape[-1]) for keys, values in pairs])
+        return self.model(
+            input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
+        ).logits
+
+
+class CompiledForward:
+    """A `Forward` in a library, with the weights that it reads; it holds them, for the library only points there."""
+
+    def __init__(self, path: Path, model: Any) -> None:
+        self.library = torch._inductor.aoti_load_package(str(path))
+        weights = Step(model).state_dict()
+        self.weights = {name: weights[name] for name in self.library.get_constant_fqns()}
+        self.library.load_constants(self.weights, check_full_update=True, user_managed=True)
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, bias: Tensor, storage: list[Tensor], columns: Tensor
+    ) -> Tensor:
+        """See `Forward`. The library takes the strides of what it was exported with on trust."""
+        return self.library(tokens.contiguous(), positions.contiguous(), bias.contiguous(), storage, columns)
+
+
+def compiled_forward(model: Any) -> Forward:
+    """The compiled forward of a model on a CPU; compiled now if no earlier process has left it on disk.
+
+    Raises:
+        UsageError: there is no C++ compiler, the model's code cannot be exported, or the graph cannot be kept on disk.
+    """
+    path = cache_folder() / f"{key(model)}.pt2"
+    if path.exists():
+        with suppress(Exception):  # a damaged file is written anew
+            return CompiledForward(path, model)
+    if not compiler_at_hand():
+        raise UsageError("compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            build(model, Path(folder) / path.name).replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"compiled forwards cannot be kept in '{path.parent}' ({error.strerror or error}): make room there, set "
+            "$XDG_CACHE_HOME to another folder, or take compile=false"
+        ) from None
+    return CompiledForward(path, model)
+
+
+def build(model: Any, path: Path) -> Path:
+    """Export and compile a model's forward into a file.
+
+    Raises:
+        UsageError: the model's code cannot be exported or compiled.
+        OSError: the file cannot be written.
+    """
+    example = examples(model)
+    dynamic, layers = torch.export.Dim.DYNAMIC, len(example[3])
+    shapes = {
+        "tokens": {0: dynamic, 1: dynamic}, "positions": {0: dynamic, 1: dynamic},
+        "bias": {0: dynamic, 2: dynamic, 3: dynamic}, "storage": [{0: dynamic, 2: dynamic}] * layers,
+        "columns": {0: dynamic},
+    }  # fmt: skip
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(Step(model), example, dynamic_shapes=shapes, strict=False)
+            return Path(
+                torch._inductor.aoti_compile_and_package(
+                    exported, package_path=str(path),
+                    inductor_configs={"aot_inductor.package_constants_in_so": False},
+                )
+            )  # fmt: skip
+        except OSError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{type(model).__name__} cannot be compiled ({reason}): take compile=false") from error
+
+
+def examples(model: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:
+    """Inputs of `Forward` with B = 2, R = 3 and C = 5: sizes of 0 and 1 would be taken as fixed."""
+    rows, read = 3, 5
+    tokens, columns = torch.zeros(2, rows, dtype=torch.long), torch.arange(rows)
+    bias = torch.zeros(2, 1, rows, read, dtype=model.dtype)
+    cache = TreeCache(model.config.num_hidden_layers, 2, rows, read)
+    cache.window(0, slice(0, read))
+    positions = columns.expand(2, -1).contiguous()
+    with torch.no_grad():  # shows the shape of the storage
+        model(input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True)
+    return tokens, positions, bias, [x.clone() for x in cache.views(2)], columns
+
+
+def key(model: Any) -> str:
+    """What a compiled graph depends on: architecture and sizes, type, versions, this processor, threads."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in UNLIKE}
+    parts = (
+        type(model).__name__, sorted(config.items(), key=str), str(model.dtype), torch.__version__,
+        version("transformers"), model.config._attn_implementation, processor(), torch.get_num_threads(),
+        Path(__file__).read_text(),
+    )  # fmt: skip
+    return f"{model.config.model_type}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+@lru_cache
+def processor() -> str:
+    """What the compiler takes from the processor it runs on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return f"{platform.machine()} {platform.processor()}"
+
+
+def cache_folder() -> Path:
+    """Where compiled graphs are kept, for all runs of a user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rsdbench" / "compiled"
+
+
+def compiler_at_hand() -> bool:
+    """Whether there is a C++ compiler to call."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None

@@ -1,0 +1,188 @@
+"""Compiled forwards: the same tokens as the models' own, kept on disk, one line where there is no compiler."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import rsdbench
+from rsdbench.engine import compiled
+from rsdbench.engine.compiled import compiled_forward, examples
+from rsdbench.engine.models import COMPILED, EAGER
+
+from .commands import SMALL, cells
+from .commands import rsdbench as command
+from .conftest import all_structures, make_pair
+
+pytestmark = pytest.mark.skipif(not compiled.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+PROMPTS = [[2, 5, 6, 7, 8, 9], [2, 11], [3], [2, 20, 21, 22]]
+KINDS = ("mixed", "llama")  # OPT with both of its architectures; rotary positions and grouped queries
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of compiled graphs that no earlier run has filled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield compiled.cache_folder()
+
+
+@pytest.fixture(scope="module")
+def compiled_pairs(cache):
+    pairs = {kind: make_pair(kind) for kind in KINDS}
+    for pair in pairs.values():
+        assert pair.can_compile
+        assert pair.forward == EAGER
+        pair.compile()
+        assert pair.forward == COMPILED
+    return pairs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "rows", "read"), [(1, 1, 7), (1, 9, 20), (3, 1, 20), (3, 9, 15), (2, 2, 2)])
+def test_logits_and_cache_are_the_models_own(compiled_pairs, kind, batch, rows, read):
+    torch.manual_seed(batch * rows)
+    target = compiled_pairs[kind].target
+    storage = examples(target)[3]
+    _, heads, _, size = storage[0].shape
+    tokens, positions = torch.randint(64, (batch, rows)), torch.randint(60, (batch, rows))
+    bias = torch.where(torch.rand(batch, 1, rows, read) < 0.5, 0.0, torch.finfo(torch.float32).min)
+    bias[..., 0] = 0  # every row sees something
+    columns = torch.randperm(20)[:rows].sort().values
+    storages = [[torch.randn(5, heads, 20, size)[:batch] for _ in storage]]
+    storages.append([x.clone() for x in storages[0]])
+    with torch.inference_mode():
+        logits = compiled_pairs[kind].target_forward(tokens, positions, bias, storages[0], columns)
+        own = compiled.Step(target)(tokens, positions, bias, storages[1], columns)
+    torch.testing.assert_close(logits, own, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(*storages, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_structure_gives_the_same_greedy_tokens(compiled_pairs, kind):
+    pair = compiled_pairs[kind]
+    plain = replace(pair, target_forward=None, drafter_forward=None)
+    expected = rsdbench.generate(plain, PROMPTS, "ar", "0", 12, 0.0)
+    for method, structure, _ in [("ar", "0", 0), *all_structures()]:
+        out = rsdbench.generate(pair, PROMPTS, method, structure, 12, 0.0)
+        assert out.tokens == expected.tokens, (method, structure)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_efficiency_at_temperature_one_is_the_same(compiled_pairs, kind):
+    """The same noise, so the same tokens but where rounding decides: at most one prompt in twenty here."""
+    pair = compiled_pairs[kind]
+    plain = replace(pair, target_forward=None, drafter_forward=None)
+    prompts = [[2, *range(i + 3, i + 9)] for i in range(40)]
+    for method, structure in (("spectr", "3x2"), ("rsd_c", "2-2"), ("rsd_s", "3x2")):
+        ours, theirs = (rsdbench.generate(p, prompts, method, structure, 10, 1.0, seed=4) for p in (pair, plain))
+        assert sum(a != b for a, b in zip(ours.tokens, theirs.tokens, strict=True)) <= 2
+
+
+def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compiled_pairs, cache, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("it is there already")
+
+    files = {f.name: f.stat().st_mtime_ns for f in cache.iterdir()}
+    assert len(files) == 3, "two of OPT, one of Llama"
+    assert all(name.endswith(".pt2") for name in files), "nothing half written stays"
+    monkeypatch.setattr(compiled, "build", refuse)
+    other = make_pair("mixed", noise=0.3)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in other.target.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    expected = rsdbench.generate(other, PROMPTS, "sd", "6", 12, 0.0)
+    other.compile()
+    assert rsdbench.generate(other, PROMPTS, "sd", "6", 12, 0.0).tokens == expected.tokens
+    assert expected.tokens != rsdbench.generate(compiled_pairs["mixed"], PROMPTS, "sd", "6", 12, 0.0).tokens
+    assert {f.name: f.stat().st_mtime_ns for f in cache.iterdir()} == files
+
+
+def test_another_architecture_has_another_graph(compiled_pairs):
+    pairs = [make_pair("mixed"), make_pair("mixed", vocabulary=65), make_pair("mixed", positions=65)]
+    keys = [compiled.key(p.target) for p in pairs]
+    assert len(set(keys)) == 3
+    assert keys[0] == compiled.key(compiled_pairs["mixed"].target)
+    assert compiled.key(pairs[0].target.half()) != keys[0]
+
+
+def test_without_a_compiler_it_is_one_line_or_the_models_own_forward(tmp_path):
+    environment = {"CXX": "/nowhere/c++", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    _, err = command("run", *SMALL, "compile=true", f"results={tmp_path / 'a'}", code=2, **environment)
+    assert err == "rsdbench: compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false\n"
+    command("run", *SMALL, "compile=auto", f"results={tmp_path / 'b'}", **environment)
+    assert {forward_of(f) for f in cells(tmp_path / "b")} == {EAGER}
+    _, err = command("run", *SMALL, "compile=maybe", f"results={tmp_path / 'c'}", code=2)
+    assert err == "rsdbench: unknown compile 'maybe': choose auto, true or false\n"
+
+
+def forward_of(file):
+    return pq.read_schema(file).metadata[b"rsdbench.forward"].decode()
+
+
+def test_a_run_compiles_and_its_records_say_so(cache, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(cache.parents[1])}
+    command("run", *SMALL, "drafter=opt-25k", "compile=auto", f"results={tmp_path / 'results'}", **environment)
+    assert {forward_of(f) for f in cells(tmp_path / "results")} == {COMPILED}
+    frame = pd.concat(pd.read_parquet(f) for f in cells(tmp_path / "results"))
+    assert (frame.blocks > 0).all()
+
+
+def test_a_damaged_graph_is_compiled_anew(compiled_pairs, cache, monkeypatch):
+    pair = make_pair("mixed", vocabulary=66)
+    builds = []
+
+    def build(model, path):
+        builds.append(path)
+        path.write_bytes((cache / f"{compiled.key(compiled_pairs['mixed'].target)}.pt2").read_bytes())
+        return path
+
+    path = cache / f"{compiled.key(pair.target)}.pt2"
+    path.write_bytes(b"half of a file")
+    monkeypatch.setattr(compiled, "build", build)
+    compiled_forward(pair.target)
+    assert len(builds) == 1
+    assert path.read_bytes() != b"half of a file"
+    path.unlink()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "rsdbench").write_text("a file, where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(rsdbench.UsageError, match=r"^compiled forwards cannot be kept in '.*' \(Not a directory\)"):
+        compiled_forward(make_pair("mixed").target)
+
+
+def test_the_graph_holds_the_weights_that_it_reads(compiled_pairs):
+    pair = make_pair("mixed")
+    pair.compile()
+    expected = rsdbench.generate(pair, PROMPTS, "ar", "0", 8, 0.0).tokens
+    own = {name: p.data_ptr() for name, p in pair.target.named_parameters()}
+    assert {w.data_ptr() for w in pair.target_forward.weights.values()} <= set(own.values()), "no copies"
+    assert expected == rsdbench.generate(compiled_pairs["mixed"], PROMPTS, "ar", "0", 8, 0.0).tokens
+
+
+def test_a_model_that_cannot_be_exported_is_one_line(cache, monkeypatch):
+    pair = make_pair("mixed", vocabulary=67)
+
+    def broken(*_, **__):
+        raise RuntimeError("data-dependent control flow\nand pages more")
+
+    monkeypatch.setattr(torch.export, "export", broken)
+    with pytest.raises(
+        rsdbench.UsageError, match=r"^OPTForCausalLM cannot be compiled \(data-dependent control flow\)"
+    ):
+        compiled_forward(pair.target)
+    assert not [f for f in cache.iterdir() if f.suffix != ".pt2"]
+
+
+def test_the_compiler_is_found_where_cxx_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    assert not compiled.compiler_at_hand()
+    (tmp_path / "c++").write_text("#!/bin/sh\n")
+    (tmp_path / "c++").chmod(0o755)
+    assert compiled.compiler_at_hand()
