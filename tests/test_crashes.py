@@ -249,7 +249,7 @@ def test_bad_progress_files_cost_no_more_than_the_prompts_in_them(tmp_path):
 
 
 def test_an_interrupt_from_the_keyboard_keeps_prompts_too(tmp_path):
-    run = Command("run", *commands.LONG, f"results={tmp_path}")
+    run = Command("run", *commands.LONG, "dataset.num_prompts=600", f"results={tmp_path}")
     wait_for(lambda: cells(tmp_path) and commands.progress(tmp_path, ".running"), "claim of the second cell")
     time.sleep(0.5)
     os.kill(run.pid, signal.SIGINT)
