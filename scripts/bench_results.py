@@ -23,7 +23,6 @@ import torch
 from bench_engine import ROOT, report
 
 from rsdbench.engine.methods import BASELINE
-from rsdbench.engine.models import EAGER
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import Cell
 from rsdbench.experiment.plan import PlannedRow, planned_rows, register
@@ -80,7 +79,7 @@ def fill(results: Path, cells: int, prompts: int) -> None:
     planned = planned_rows(["experiment=standin", f"results={results}"])
     progress.prepare(results)
     register(planned)
-    metadata, source = provenance(torch.device("cpu"), "float32", EAGER), random.Random(0)
+    metadata, source = provenance(torch.device("cpu"), "float32"), random.Random(0)
     for cell in made_up(planned, cells):
         records.write(cell, cell.path(results), rows_of(cell, prompts, source), metadata)
 

@@ -22,8 +22,10 @@ import torch
 from rsdbench.certificate import certify, joint, shipped
 from rsdbench.certificate.mutants import MUTANTS, SHARP, T1
 from rsdbench.engine import methods
+from rsdbench.engine.compiled import compiler_at_hand
 from rsdbench.engine.drafting import SEQUENCES
 from rsdbench.engine.methods import METHODS, Method
+from rsdbench.engine.models import COMPILED, EAGER
 from rsdbench.experiment.provenance import code_hash
 from rsdbench.faces.cli import main
 from rsdbench.rules.recursive_rejection import recursive_rejection
@@ -48,6 +50,12 @@ def test_every_method_passes_every_level(certificate):
     assert set(honest[honest.level == 2].method) == set(METHODS)
     assert set(honest[honest.level == 3].method) == set(METHODS) - {"ar"}
     assert len(honest[honest.level == 3]) == 12 * 4 * 2  # rows of the grid, methods, beginnings and scores
+
+
+def test_the_shipped_models_are_checked_as_runs_decode_them(certificate):
+    _, checks = certificate
+    forward = COMPILED if compiler_at_hand() else EAGER
+    assert checks[checks.level == 3].setting.str.endswith(f", T = 0.3, {forward}").all()
 
 
 def test_the_engine_is_checked_for_all_structures_and_warps(certificate):
@@ -254,7 +262,7 @@ def test_score_differences_are_found_and_not_invented(metric):
 
     def sample(references, errors):
         texts = [" ".join(w if rng.random() > errors else "oops" for w in r.split()) for r in references]
-        return shipped.Sample([], texts, references)
+        return shipped.Sample([], texts, references, EAGER)
 
     p_values = []
     for _ in range(40):

@@ -104,6 +104,13 @@ def test_rows_may_have_different_numbers_of_prompts_but_a_row_has_one(tmp_path):
     assert "5 (1 cells)" in differs
 
 
+def test_compiled_and_uncompiled_cells_do_not_stand_in_one_figure(copy, tmp_path):
+    altered(cells(copy)[0], forward="compiled")
+    for command in ("merge", "figure"):
+        _, err = rsdbench(command, copy, "--out", tmp_path / ("m.parquet" if command == "merge" else "m.png"), code=2)
+        assert "forward in use: eager (2 cells), compiled (1 cells)" in err
+
+
 def test_merge_says_which_machines_differ_and_goes_on(copy, tmp_path):
     altered(cells(copy)[0], device="cpu (another one)")
     _, err = rsdbench("merge", copy, "--out", tmp_path / "m.parquet")

@@ -36,11 +36,15 @@ PERMUTATIONS = 500
 
 
 class Sample(NamedTuple):
-    """What one method gave on a row: how often each beginning came, for each prompt, and the prompts' texts."""
+    """What one method gave on a row: how often each beginning came, for each prompt, and the prompts' texts.
+
+    forward: how the models ran, as in a run's records.
+    """
 
     beginnings: list[Counter[tuple[int, ...]]]
     texts: list[str]
     references: list[str]
+    forward: str
 
 
 @lru_cache(maxsize=1)
@@ -66,6 +70,7 @@ def sample(row: RowJob, method: str, structure: str | None, copies: int, seed: i
         [Counter(map(tuple, beginnings[i * copies : (i + 1) * copies])) for i in range(len(first))],
         [answer_text(tokens, own.pair.tokenizer) for tokens in texts],
         [e.reference for e in own.examples],
+        own.pair.forward,
     )
 
 
@@ -128,7 +133,7 @@ class ShippedRow(Evidence):
     def conclude(self, results: list[Sample]) -> list[Finding]:
         """Two findings a method."""
         baseline, decode = results[0], self.row.config.decode
-        setting = f"{self.row.label}, {warp_text(Warp(decode.temperature, decode.top_p))}"
+        setting = f"{self.row.label}, {warp_text(Warp(decode.temperature, decode.top_p))}, {baseline.forward}"
         findings = []
         for (method, structure), own in zip(self.runs[1:], results[1:], strict=True):
             tests = [two_sample(a, b) for a, b in zip(own.beginnings, baseline.beginnings, strict=True)]
@@ -152,7 +157,7 @@ def shipped_rows(methods: list[str], copies: int, texts: int, seed: int) -> list
     if not drafting:
         return []
     overrides = [
-        "experiment=standin", "device=cpu", "compile=false", "speed.num_prompts=0", f"dataset.num_prompts={texts}",
+        "experiment=standin", "device=cpu", "speed.num_prompts=0", f"dataset.num_prompts={texts}",
         f"dataset.max_prompt_tokens={PROMPT_TOKENS}", f"decode.max_new_tokens={NEW_TOKENS}",
     ]  # fmt: skip
     rows: list[DictConfig] = row_configs(overrides)

@@ -17,11 +17,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class StorageLayer(CacheLayerMixin):
-    """One layer's view of the storage, in the interface that Hugging Face models expect of a cache layer."""
+    """One layer's view of the storage, in the interface that Hugging Face models expect of a cache layer.
+
+    cache: a `TreeCache`, or what stands for it in an exported graph.
+    """
 
     is_sliding = False
 
-    def __init__(self, cache: TreeCache, index: int) -> None:
+    def __init__(self, cache: Any, index: int) -> None:
         super().__init__()
         self.cache, self.index = cache, index
 
@@ -102,9 +105,18 @@ class TreeCache(Cache):
             rows = self.storage[:, :, sequence, :, columns]
             self.storage[:, :, sequence, :, positions + self.scratch] = rows
 
+    def prefix(self, width: int) -> Tensor:
+        """A view of the first `width` positions of all sequences, [layers, 2, B, H, width, D]."""
+        return self.storage[:, :, :, :, self.scratch : self.scratch + width]
+
+    def restore(self, prefix: Tensor) -> None:
+        """Begin with what `prefix` of another cache of the same model and batch gave."""
+        self.allocate(prefix[0, 0])
+        self.prefix(prefix.shape[4]).copy_(prefix)
+
     def repeat(self, sources: Tensor, width: int) -> None:
         """Give each sequence the first `width` positions of the sequence `sources` [B] names, all layers at once."""
-        prefix = self.storage[:, :, :, :, self.scratch : self.scratch + width]
+        prefix = self.prefix(width)
         prefix.copy_(prefix[:, :, sources])
 
     def move(self, sources: list[int], targets: list[int]) -> None:

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
-from rsdbench.engine.cache import TreeCache
+from rsdbench.engine.cache import StorageLayer, TreeCache
 from rsdbench.errors import UsageError
 
 # tokens [B, R], positions [B, R], bias [B, 1, R, C], keys and values of each layer [B, H, columns, D], the R columns
@@ -35,37 +35,20 @@ Forward = Callable[[Tensor, Tensor, Tensor, list[Tensor], Tensor], Tensor]
 UNLIKE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # of a configuration: not in the graph
 
 
-class GraphLayer(CacheLayerMixin):
-    """One layer's keys and values, inside the exported graph."""
+class GraphCache(Cache):
+    """What stands for `TreeCache` inside the exported graph: its storage is an input, keys and values of each layer."""
 
-    is_sliding = False
+    def __init__(self, storage: list[Tensor], written: Tensor, read: int) -> None:
+        super().__init__(layers=[StorageLayer(self, i) for i in range(len(storage) // 2)])
+        self.storage, self.written, self.read = storage, written, slice(0, read)
+        self.columns = storage[0].shape[2]
 
-    def __init__(self, keys: Tensor, values: Tensor, columns: Tensor, read: int) -> None:
-        super().__init__()
-        self.keys_storage, self.values_storage, self.columns, self.read = keys, values, columns, read
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the storage is an input of the graph."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write [B, H, R, D] in place; return what is read, [B, H, C, D]."""
-        self.keys_storage.index_copy_(2, self.columns, key_states)
-        self.values_storage.index_copy_(2, self.columns, value_states)
-        return self.keys_storage[:, :, : self.read], self.values_storage[:, :, : self.read]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that attention reads, and their offset."""
-        return self.read, 0
-
-    def get_seq_length(self) -> int:
-        """Zero: positions are always given."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """Columns of the storage."""
-        return self.keys_storage.shape[2]
-
-    get_max_cache_shape = get_max_length
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, H, R, D] into one layer, in place; returns its keys and values [B, H, C, D]."""
+        own_keys, own_values = self.storage[2 * layer : 2 * layer + 2]
+        own_keys.index_copy_(2, self.written, keys)
+        own_values.index_copy_(2, self.written, values)
+        return own_keys[:, :, self.read], own_values[:, :, self.read]
 
 
 class Step(torch.nn.Module):
@@ -79,8 +62,7 @@ class Step(torch.nn.Module):
         self, tokens: Tensor, positions: Tensor, bias: Tensor, storage: list[Tensor], columns: Tensor
     ) -> Tensor:
         """See `Forward`."""
-        pairs = zip(storage[::2], storage[1::2], strict=True)
-        cache = Cache(layers=[GraphLayer(keys, values, columns, bias.shape[-1]) for keys, values in pairs])
+        cache = GraphCache(storage, columns, bias.shape[-1])
         return self.model(
             input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
@@ -110,7 +92,7 @@ def compiled_forward(model: Any) -> Forward:
     """
     path = cache_folder() / f"{key(model)}.pt2"
     if path.exists():
-        with suppress(Exception):  # a damaged file is written anew
+        with suppress(RuntimeError):  # a damaged file is written anew
             return CompiledForward(path, model)
     if not compiler_at_hand():
         raise UsageError("compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false")
@@ -118,12 +100,14 @@ def compiled_forward(model: Any) -> Forward:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             build(model, Path(folder) / path.name).replace(path)
+        return CompiledForward(path, model)
     except OSError as error:
         raise UsageError(
             f"compiled forwards cannot be kept in '{path.parent}' ({error.strerror or error}): make room there, set "
             "$XDG_CACHE_HOME to another folder, or take compile=false"
         ) from None
-    return CompiledForward(path, model)
+    except RuntimeError as error:
+        raise UsageError(refusal(model, error)) from error
 
 
 def build(model: Any, path: Path) -> Path:
@@ -152,9 +136,14 @@ def build(model: Any, path: Path) -> Path:
             )  # fmt: skip
         except OSError:
             raise
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"{type(model).__name__} cannot be compiled ({reason}): take compile=false") from error
+        except Exception as error:  # of any kind: exporting runs all of the model's own code
+            raise UsageError(refusal(model, error)) from error
+
+
+def refusal(model: Any, error: Exception) -> str:
+    """One line on a model that cannot be compiled."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(model).__name__} cannot be compiled ({reason}): take compile=false"
 
 
 def examples(model: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:

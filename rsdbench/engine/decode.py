@@ -95,7 +95,7 @@ class Decoder:
         limit: int, seed: int, eos_token_id: int | None,
     ) -> None:  # fmt: skip
         self.method, self.shape, self.warp, self.limit, self.eos = get_method(method), shape, warp, limit, eos_token_id
-        self.prompts = prompts
+        self.prompts, self.prefixes = prompts, pair.prefixes
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
@@ -130,16 +130,24 @@ class Decoder:
     def prefill(self) -> None:
         """All tokens but each prompt's last go into both caches; equal prompts are computed once."""
         width = max(self.lengths)
-        if not width:
-            return
+        for lane in (self.target, self.drafter):
+            if lane is None or not width:
+                continue
+            kept = self.prefixes.get(lane.model, self.prompts)
+            if kept is not None:
+                lane.cache.restore(kept)
+            else:
+                self.compute_prefix(lane, width)
+                self.prefixes.keep(lane.model, self.prompts, lane.cache.prefix(width))
+
+    def compute_prefix(self, lane: Lane, width: int) -> None:
+        """Forward the first `width` tokens of all prompts, padded on the right."""
         place: dict[tuple[int, ...], int] = {}
         copies = torch.tensor([place.setdefault(tuple(p), len(place)) for p in self.prompts], device=self.device)
         tokens = torch.tensor([[*p[:-1], *[0] * (width - len(p) + 1)] for p in place], device=self.device)
-        for lane in (self.target, self.drafter):
-            if lane is not None:
-                lane.prefill(tokens)
-                if len(place) < len(self.prompts):
-                    lane.cache.repeat(copies, width)
+        lane.prefill(tokens)
+        if len(place) < len(self.prompts):
+            lane.cache.repeat(copies, width)
 
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""

@@ -69,9 +69,11 @@ class Lane:
         return self._forward(tokens, positions.clamp(0, self.last_position), bias, keep)
 
     def _forward(self, tokens: Tensor, positions: Tensor, bias: Tensor, keep: int) -> Tensor:
+        # a compiled forward reads from column 0 on, which a prefill does not, and needs the storage of the first one
         if self.compiled is not None and self.cache.storage is not None and self.cache.read.start == 0:
             columns = column_range(self.cache.start, tokens.shape[1], self.device)
-            return self.compiled(tokens, positions, bias, self.cache.views(len(tokens)), columns)[:, -keep:]
+            logits = self.compiled(tokens, positions, bias, self.cache.views(len(tokens)), columns)
+            return logits[:, -keep:]  # all of them where keep is 0
         return self.model(
             input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=self.cache,
             use_cache=True, logits_to_keep=keep,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.engine.compiled import Forward, compiled_forward, compiler_at_hand
+from rsdbench.engine.prefixes import Prefixes
 from rsdbench.errors import UsageError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -22,7 +23,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Pair:
     """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
 
-    `compile` sets the forwards that decoding uses in place of the models' own.
+    `compile` sets the forwards that decoding uses in place of the models' own; `prefixes`, which keeps nothing unless
+    it is replaced, is where decoding looks for prompts that it has seen.
     """
 
     target: Any
@@ -30,6 +32,7 @@ class Pair:
     tokenizer: Any = None
     target_forward: Forward | None = None
     drafter_forward: Forward | None = None
+    prefixes: Prefixes = field(default_factory=Prefixes)
 
     @property
     def can_compile(self) -> bool:

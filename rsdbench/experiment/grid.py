@@ -78,6 +78,7 @@ def check_settings(config: DictConfig) -> None:
         ("decode.max_new_tokens", decode.max_new_tokens, int),
         ("quality.batch_size", config.quality.batch_size, int),
         ("speed.num_prompts", config.speed.num_prompts, int),
+        ("prefix_memory", config.prefix_memory, (int, float)),
         ("seed", config.seed, int),
     ):
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -87,6 +88,7 @@ def check_settings(config: DictConfig) -> None:
         ("decode.max_new_tokens", decode.max_new_tokens, 1),
         ("quality.batch_size", config.quality.batch_size, 1),
         ("speed.num_prompts", config.speed.num_prompts, 0),
+        ("prefix_memory", config.prefix_memory, 0),
     ):
         if value < least:
             raise UsageError(f"{key} must be at least {least}, not {value}")

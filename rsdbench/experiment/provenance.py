@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CERTIFIED = ("sampling", "rules", "engine")  # the packages that decide which tokens come out
 
 
-def provenance(device: Any, dtype: str, forward: str) -> dict[str, str]:
-    """What every record of a process says of where it comes from. device: a `torch.device`; forward: how models run."""
+def provenance(device: Any, dtype: str) -> dict[str, str]:
+    """What every record of a process says of where it comes from. device: a `torch.device`."""
     import torch
 
     if device.type == "cpu":
@@ -33,7 +33,6 @@ def provenance(device: Any, dtype: str, forward: str) -> dict[str, str]:
         "job": slurm_job(),
         "device": f"{device} ({name})",
         "dtype": dtype,
-        "forward": forward,
         "git_commit": git_commit(),
         "code": code_hash(),
         "rsdbench": __version__,

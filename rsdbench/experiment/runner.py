@@ -15,6 +15,7 @@ from rsdbench.engine.decode import Generation, generate
 from rsdbench.engine.lane import position_limit
 from rsdbench.engine.methods import BASELINE, get_shape
 from rsdbench.engine.models import Pair, load_pair, parameters
+from rsdbench.engine.prefixes import Prefixes
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import Cell, RowJob
@@ -54,6 +55,7 @@ class RowRunner:
             config.target.path, config.drafter.path, config.device, config.dtype,
             config.target.revision, config.drafter.revision, config.compile,
         )  # fmt: skip
+        self.pair.prefixes = Prefixes(int(config.prefix_memory * 2**30))
         limit = min(position_limit(self.pair.target), position_limit(self.pair.drafter))
         room = limit - config.decode.max_new_tokens - TREE_POSITIONS
         room = min(room, config.dataset.max_prompt_tokens or room)
@@ -61,7 +63,7 @@ class RowRunner:
         self.stop = stop_token(config.dataset, self.pair.tokenizer)
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
-        self.provenance = provenance(self.pair.target.device, dtype, self.pair.forward)
+        self.provenance = {**provenance(self.pair.target.device, dtype), "forward": self.pair.forward}
 
     def decode(self, cell: Cell, prompts: list[list[int]], method: str, structure: str, *seed: object) -> Generation:
         """Decode prompts with the row's settings and a seed of the cell's own."""

@@ -16,7 +16,6 @@ from rich.progress import track
 from rsdbench.certificate.certify import SAMPLES, conclude, failed, gather, run
 from rsdbench.certificate.report import markdown, table
 from rsdbench.engine.methods import METHODS
-from rsdbench.engine.models import EAGER
 from rsdbench.experiment.provenance import provenance
 from rsdbench.faces.output import check_folder, output
 
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
 
     evidence = gather(args.methods, args.samples, args.seed)
-    origin = provenance(torch.device("cpu"), "float32", EAGER)
+    origin = provenance(torch.device("cpu"), "float32")
     del origin["host"], origin["job"]
     command = shlex.join(["rsdbench", "certify", *arguments])
     origin |= {"seed": str(args.seed), "command": command}
