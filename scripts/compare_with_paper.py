@@ -1,20 +1,23 @@
 """What the paper's figure shows against a grid of our own, as Markdown.
 
-    python scripts/compare_with_paper.py results/standin_full/points.csv
+    python scripts/compare_with_paper.py results/standin_full/points.csv     # or results/paper/points.csv
 
 The paper's numbers are readings of its figure (arXiv 2402.14160), known at three places; everything else that it shows
-is a claim on orders and slopes, which is counted over the rows.
+is a claim on orders and slopes, which is counted over the rows. A row of the paper's is compared with the same row where
+the table has it, and otherwise with the row of the embedded models that stands for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 
 import pandas as pd
 
+SUMMARIES, TRANSLATIONS = ("Synopsis", "XSum"), ("De-En", "WMT")  # how rows end
 METHODS = {"sd": "SD", "spectr": "SpecTr", "rsd_c": "RSD-C", "rsd_s": "RSD-S"}
 LEAST, MOST = 6, 30  # budgets
 # the paper's row, ours that stands for it, the metric, and its readings in the order of METHODS at both budgets
@@ -24,6 +27,33 @@ READINGS = [
     ("OPT-125M-66B, WMT", "OPT-25K-13.2M, De-En", "token rate", (0.5, 0.9, 1.0, 1.0), (0.2, 0.7, 0.8, 0.8)),
 ]
 MEANS = ("block efficiency", "MBSU", "token rate")
+COLUMNS = {"row", "metric", "method", "budget", "value", "low", "high"}
+
+
+def load(path: Path) -> pd.DataFrame:
+    """The table of a whole grid.
+
+    Raises:
+        ValueError: the file cannot be read, is another table, or lacks points that the comparison needs.
+    """
+    whole = "give the table of a whole grid, as `rsdbench table RESULTS --out FILE.csv` writes it"
+    try:
+        points = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{path}' cannot be read ({str(error).splitlines()[0]}): {whole}") from None
+    if absent := COLUMNS - set(points):
+        raise ValueError(f"'{path}' has no column {', '.join(sorted(absent))}: {whole}")
+    for metric in (*MEANS, "accuracy"):
+        for method in METHODS:
+            for budget in (LEAST, MOST):
+                own = points[(points.metric == metric) & (points.method == method) & (points.budget == budget)]
+                if absent := set(points.row) - set(own.row) or ({"of any row"} if own.empty else set()):
+                    row = min(absent)
+                    raise ValueError(f"'{path}' lacks {metric} of {METHODS[method]} at {budget} tokens, {row}: {whole}")
+    for theirs, ours, *_ in READINGS:
+        if not {theirs, ours} & set(points.row):
+            raise ValueError(f"'{path}' has neither a row '{theirs}' nor '{ours}': {whole}")
+    return points
 
 
 def pair(least: float, most: float, digits: int) -> str:
@@ -42,8 +72,9 @@ def readings(points: pd.DataFrame) -> str:
     rows = []
     for theirs, ours, metric, *known in READINGS:
         rows.append([f"{metric}, {theirs}", "paper", *(pair(*at, 1) for at in zip(*known, strict=True))])
-        own = [pair(*(values[ours, metric, method, budget] for budget in (LEAST, MOST)), 2) for method in METHODS]
-        rows.append([f"{metric}, {ours}", "here", *own])
+        row = theirs if theirs in points.row.to_numpy() else ours
+        own = [pair(*(values[row, metric, method, budget] for budget in (LEAST, MOST)), 2) for method in METHODS]
+        rows.append([f"{metric}, {row}", "here", *own])
     return markdown([f"at {LEAST} / {MOST} tokens", "", *METHODS.values()], rows)
 
 
@@ -95,15 +126,24 @@ def levels(points: pd.DataFrame) -> Iterator[tuple[str, str]]:
             f"{near.sum()} of {len(own)} points within 0.9 to 1.1",
         )
     efficiency = points[points.metric == "block efficiency"]
-    synopsis, german = (efficiency[efficiency.row.str.endswith(end)].value.to_numpy() for end in ("Synopsis", "De-En"))
-    yield "block efficiency: Synopsis (XSum) above De-En (WMT)", f"{(synopsis > german).sum()} of {len(german)} points"
+    summaries, translations = (
+        efficiency[efficiency.row.str.endswith(ends)].value.to_numpy() for ends in (SUMMARIES, TRANSLATIONS)
+    )
+    yield (
+        "block efficiency: Synopsis (XSum) above De-En (WMT)",
+        f"{(summaries > translations).sum()} of {len(translations)} points",
+    )
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("points", type=Path, help="what `rsdbench table RESULTS --out FILE.csv` wrote")
-    points = pd.read_csv(parser.parse_args().points)
+    try:
+        points = load(parser.parse_args().points)
+    except ValueError as error:
+        print(f"compare_with_paper: {error}", file=sys.stderr)
+        sys.exit(2)
     found = [list(claim) for claim in chain(orders(points), levels(points))]
     print(readings(points), means(points), markdown(["the paper's figure shows", "here"], found), sep="\n\n")
 

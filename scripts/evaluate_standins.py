@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from train_standins import RECIPES
 
 from rsdbench import generate, load_pair
 from rsdbench.engine.models import Pair
@@ -26,7 +27,7 @@ from rsdbench.experiment.scores import of_resamples, of_texts
 from rsdbench.experiment.tasks import answer_text, load_examples, stop_token
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("opt-25k", "opt-70k", "opt-2.6m", "opt-6m", "opt-13.2m")
+MODELS = tuple(RECIPES)  # two drafters, three targets
 TARGETS = MODELS[2:]
 DATASETS = {"debian-de-en": "De-En", "debian-synopsis": "Synopsis"}
 TEMPERATURE, NEW_TOKENS, BATCH = 0.3, 48, 60
@@ -129,9 +130,7 @@ def main() -> None:
     for target in TARGETS:
         pair = load_pair(target, "opt-25k", device="cpu")
         found += [answers(pair, dataset, target, args.prompts) for dataset in DATASETS]
-        print(
-            scores(found[-2]).to_string(header=False), scores(found[-1]).to_string(header=False), sep="\n", flush=True
-        )
+        print(scores(pd.concat(found[-len(DATASETS) :])).to_string(header=False), flush=True)
     everything = pd.concat(found)
     scores(everything).to_csv(args.out / "scores.csv", index=False)
     (args.out / "samples.md").write_text(samples(everything, args.samples))

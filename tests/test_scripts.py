@@ -183,10 +183,12 @@ def test_the_model_cards_numbers_come_from_logs_and_answers(tmp_path):
     assert samples.count("| opt-13.2m |") == 2 * 2
 
 
-def test_the_comparison_with_the_paper_counts_rows(tmp_path):
+@pytest.fixture
+def points():
+    """A made-up table of the whole grid; RSD-S is ahead but in the first row."""
     rows = [f"OPT-{d}-{t}, {s}" for d in ("25K", "70K") for t in ("2.6M", "6M", "13.2M") for s in ("De-En", "Synopsis")]
-    level = {"sd": 1, "spectr": 2, "rsd_c": 3, "rsd_s": 3.5}  # RSD-S in the first row alone is behind
-    points = pd.DataFrame(
+    level = {"sd": 1, "spectr": 2, "rsd_c": 3, "rsd_s": 3.5}
+    return pd.DataFrame(
         [
             (row, metric, method, budget, value := level[method] * (1 if row != rows[0] or method != "rsd_s" else 0.5)
              + budget / 100, value - 0.3, value + 0.3)
@@ -195,6 +197,9 @@ def test_the_comparison_with_the_paper_counts_rows(tmp_path):
         ],
         columns=["row", "metric", "method", "budget", "value", "low", "high"],
     )  # fmt: skip
+
+
+def test_the_comparison_with_the_paper_counts_rows(points, tmp_path):
     points.to_csv(tmp_path / "points.csv")
     ran = run("compare_with_paper", tmp_path / "points.csv")
     assert ran.returncode == 0, ran.stderr
@@ -210,6 +215,53 @@ def test_the_comparison_with_the_paper_counts_rows(tmp_path):
         "| block efficiency: Synopsis (XSum) above De-En (WMT) | 5 of 120 points |",
     ):
         assert line in ran.stdout, line
+
+
+def test_the_papers_own_rows_are_compared_with_the_paper(points, tmp_path):
+    names = {
+        "25K": "125M",
+        "70K": "350M",
+        "2.6M": "13B",
+        "6M": "30B",
+        "13.2M": "66B",
+        "De-En": "WMT",
+        "Synopsis": "XSum",
+    }
+    points.row = points.row.replace({rf"(?<=[ -]){own}(?=\b)": paper for own, paper in names.items()}, regex=True)
+    points.to_csv(tmp_path / "points.csv")
+    ran = run("compare_with_paper", tmp_path / "points.csv")
+    assert ran.returncode == 0, ran.stderr
+    for line in (
+        "| block efficiency, OPT-125M-13B, WMT | paper | 1.4 / 1.5 | 1.5 / 1.6 | 1.6 / 1.8 | 1.7 / 1.9 |",
+        "| block efficiency, OPT-125M-13B, WMT | here | 1.06 / 1.30 | 2.06 / 2.30 | 3.06 / 3.30 | 1.81 / 2.05 |",
+        "| accuracy, target of 30B | 1.060 to 3.800, intervals 0.76 to 4.10; 8 of 80 points within 0.9 to 1.1 |",
+        "| block efficiency: Synopsis (XSum) above De-En (WMT) | 5 of 120 points |",
+    ):
+        assert line in ran.stdout, line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: None, "cannot be read"),
+        (lambda p: p[:0].iloc[:, :0], "cannot be read"),
+        (lambda p: p.drop(columns=["high", "low"]), "has no column high, low"),
+        (lambda p: p[p.budget < 30], "lacks block efficiency of SD at 30 tokens"),
+        (lambda p: p[(p.method != "rsd_c") | (p.row != "OPT-70K-6M, De-En")], "RSD-C at 6 tokens, OPT-70K-6M, De-En"),
+        (lambda p: p[p.metric != "accuracy"], "lacks accuracy of SD at 6 tokens"),
+        (lambda p: p[p.row != "OPT-25K-2.6M, De-En"], "neither a row 'OPT-125M-13B, WMT' nor 'OPT-25K-2.6M, De-En'"),
+    ],
+)
+def test_the_comparison_refuses_what_is_not_a_whole_grid(points, tmp_path, change, message):
+    changed = change(points)
+    if changed is not None:
+        changed.to_csv(tmp_path / "points.csv", index=False)
+    ran = run("compare_with_paper", tmp_path / "points.csv")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("compare_with_paper: '")
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert not ran.stdout
 
 
 @pytest.fixture
