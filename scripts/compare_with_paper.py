@@ -3,8 +3,8 @@
     python scripts/compare_with_paper.py results/standin_full/points.csv     # or results/paper/points.csv
 
 The paper's numbers are readings of its figure (arXiv 2402.14160), known at three places; everything else that it shows
-is a claim on orders and slopes, which is counted over the rows. A row of the paper's is compared with the same row where
-the table has it, and otherwise with the row of the embedded models that stands for it.
+is a claim on orders and slopes, which is counted over the rows. Where the table has the paper's own row, that is the
+one compared, otherwise the row of the embedded models that stands for it.
 """
 
 from __future__ import annotations
