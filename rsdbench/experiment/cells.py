@@ -90,6 +90,10 @@ class RowJob:
         """What the row's cells depend on. A local model or dataset counts by its contents, not by where it lies."""
         plain = OmegaConf.to_container(self.config, resolve=True)
         content = {key: plain[key] for key in SETTINGS}
+        if not plain["decode"][
+            "profile"
+        ]:  # one more pass: without it, cells are what they were before it could be asked
+            del content["decode"]["profile"]
         file = local_file(plain["dataset"]["path"])
         content["dataset"] = {**plain["dataset"], "path": file_digest(file) if file else plain["dataset"]["path"]}
         for role in ("drafter", "target"):

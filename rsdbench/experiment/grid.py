@@ -96,6 +96,12 @@ def check_settings(config: DictConfig) -> None:
         raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
     if config.compile not in ("auto", True, False):
         raise UsageError(f"unknown compile '{config.compile}': choose auto, true or false")
+    if decode.profile not in (True, False):
+        raise UsageError(f"unknown decode.profile '{decode.profile}': choose true or false")
+    if decode.profile and not config.speed.num_prompts:
+        raise UsageError(
+            "decode.profile=true needs speed.num_prompts of at least 1, which is what it decodes once more"
+        )
     if config.speed.num_prompts > config.dataset.num_prompts:
         raise UsageError(
             f"speed.num_prompts ({config.speed.num_prompts}) must not exceed dataset.num_prompts "

@@ -23,7 +23,8 @@ from rsdbench.experiment.mixture import configurations
 METRICS = ("block efficiency", "MBSU", "token rate", "accuracy")
 COLUMNS = [
     *("cell_id", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase", "new_tokens", "blocks"),
-    *("decode_s", "ar_new_tokens", "ar_decode_s", "metric", "drafter_params", "target_params"),
+    *("decode_s", "draft_s", "target_s", "verify_s", "commit_s", "ar_new_tokens", "ar_decode_s"),
+    *("metric", "drafter_params", "target_params"),
 ]
 STATISTICS = "score_statistics"
 CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart, beside their ids

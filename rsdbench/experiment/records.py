@@ -33,7 +33,7 @@ COLUMNS = pa.schema(
         ("depth", pa.int32()),  # drafter calls a block
         ("seed", pa.int64()),
         ("prompt_id", pa.string()),
-        ("phase", pa.string()),  # quality: decoded in batches; speed: at batch 1, in turns with AR
+        ("phase", pa.string()),  # quality: decoded in batches; speed: at batch 1, in turns with AR; profile: batch 1
         ("prompt_tokens", pa.int32()),
         ("source_cut", pa.int32()),  # characters of the source that did not fit
         ("new_tokens", pa.int32()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -90,9 +91,13 @@ class RowRunner:
             out = self.decode(cell, [e.prompt for e in batch], cell.method, cell.structure, "quality", start)
             yield [self.record(cell, "quality", e, out, i, share=len(batch)) for i, e in enumerate(batch)]
 
+    def timed(self, done: set[str]) -> list[tuple[int, Example]]:
+        """The prompts that are decoded at batch 1, numbered, without those that are done."""
+        return [(i, e) for i, e in enumerate(self.examples[: self.config.speed.num_prompts]) if e.id not in done]
+
     def speed(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
         """Records of the first prompts at batch 1, one by one; AR runs before the method and after it by turns."""
-        todo = [(i, e) for i, e in enumerate(self.examples[: self.config.speed.num_prompts]) if e.id not in done]
+        todo = self.timed(done)
         if todo:
             self.warm_up(cell)
         for i, example in todo:
@@ -103,6 +108,15 @@ class RowRunner:
             row = self.record(cell, "speed", example, outs[1], 0, share=1)
             yield [{**row, "ar_new_tokens": len(outs[0].tokens[0]), "ar_decode_s": outs[0].decode_s}]
 
+    def profile(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
+        """Records of the prompts of `speed`, decoded once more for their phase times."""
+        todo = self.timed(done) if self.config.decode.profile else []
+        if todo:
+            self.warm_up(cell)
+        for i, example in todo:
+            out = self.decode(cell, [example.prompt], cell.method, cell.structure, "profile", i)
+            yield [self.record(cell, "profile", example, out, 0, share=1)]
+
     def run(self, cell: Cell, results: Path) -> int:
         """Run a cell from where it was interrupted, if it was; returns the tokens that were generated now.
 
@@ -110,9 +124,12 @@ class RowRunner:
         """
         rows, origin = progress.kept(cell, results, self.provenance["code"])
         metadata, before, saved = self.provenance | history(origin), len(rows), time.monotonic()
-        done = {phase: {r["prompt_id"] for r in rows if r["phase"] == phase} for phase in ("quality", "speed")}
+        done = defaultdict(set)
+        for row in rows:
+            done[row["phase"]].add(row["prompt_id"])
+        passes = {"quality": self.quality, "speed": self.speed, "profile": self.profile}
         try:
-            for more in chain(self.quality(cell, done["quality"]), self.speed(cell, done["speed"])):
+            for more in chain.from_iterable(decode(cell, done[name]) for name, decode in passes.items()):
                 rows += more
                 if time.monotonic() - saved > KEEP_EVERY:
                     progress.keep(cell, results, rows, metadata)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsdbench.errors import UsageError
+from rsdbench.experiment.phases import OTHER, PHASES, phase_times
 from rsdbench.experiment.points import METRICS, Results, all_points, figure_points
 from rsdbench.faces.output import output
 
@@ -28,6 +29,20 @@ def print_points(points: pd.DataFrame, rows: list[str]) -> None:
             values = {p.metric: p for p in group.itertuples()}
             cells = [cell_text(values[m]) if m in values else "-" for m in METRICS]
             table.add_row(method, str(budget), *cells)
+        console.print(table)
+
+
+def print_phases(times: pd.DataFrame) -> None:
+    """One table a row of the figure: a line for each method and budget, a column for each phase."""
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for row, own in times.groupby("row", sort=False):
+        table = Table(title=f"{row}: milliseconds of a block", title_justify="left")
+        for name in ("method", "budget", "structure", "tokens", "ms", *PHASES, OTHER):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        for time in own.to_dict("records"):
+            phases = [f"{time[phase]:.2f} {time[phase] / time['ms']:4.0%}" for phase in (*PHASES, OTHER)]
+            numbers = f"{time['tokens']:.2f}", f"{time['ms']:.2f}"
+            table.add_row(time["method"], str(time["budget"]), time["structure"], *numbers, *phases)
         console.print(table)
 
 
@@ -48,16 +63,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled")
     parser.add_argument("--out", type=Path, help="write CSV: row, metric, method, budget, value, low, high, structure")
     parser.add_argument("--all", action="store_true", help="every structure, not only the best one of each point")
+    parser.add_argument("--phases", action="store_true", help="where a block's time goes (of decode.profile=true)")
     args = parser.parse_args(arguments)
     if args.out is not None and args.out.suffix != ".csv":
         raise UsageError(f"--out '{args.out}' must end in .csv")
     results = Results.load(args.results)
-    points = all_points(results) if args.all else figure_points(results)
-    if args.out is None:
-        print_points(points, results.rows)
+    if args.phases:
+        points = phase_times(results, args.all)
     else:
+        points = all_points(results) if args.all else figure_points(results)
+    if args.out is not None:
         with output(args.out) as stream:
             points.to_csv(stream, index=False)
         print(f"{args.out}: {len(points)} points")
+    elif args.phases:
+        print_phases(points)
+    else:
+        print_points(points, results.rows)
     if missing := results.missing():
         print(missing)
