@@ -7,7 +7,8 @@ by turns, as medians of ratios, because machines are shared and noisy.
 
 1. Batch 16 against batch 1, in tokens a second of decoding.
 2. Decode time of a block against the sum of its bare forwards: L drafter forwards at their widths and one target
-   forward at B + 1 rows, with the same cache and masks, and nothing else. Forwards are compiled, as they are in a run.
+   forward at B + 1 rows, each from tokens to laws with the same cache and masks, and nothing else. Forwards are
+   compiled, as they are in a run.
 3. Decode time of a block with the models' own forwards against compiled ones.
 4. One row through the drafter, in milliseconds.
 """
@@ -34,6 +35,7 @@ from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import BASELINE, METHODS, get_shape
 from rsdbench.engine.models import Pair
 from rsdbench.experiment.tasks import DATA
+from rsdbench.sampling.laws import Warp
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPERATURE, NEW_TOKENS, BATCH = 0.3, 32, 16
@@ -77,29 +79,24 @@ def batch_gain(pair: Pair, method: str, structure: str, repeats: int) -> float:
 
 def bare_forwards(pair: Pair, method: str, structure: str, length: int) -> Callable[[], None]:
     """A function that runs one block's forwards and nothing else, on sequences of `length` tokens."""
-    shape = get_shape(method, structure)
+    shape, warp = get_shape(method, structure), Warp(TEMPERATURE)
     positions = length + shape.depth + 2
-    target = Lane(pair.target, shape, 1, positions, pair.target_forward)
-    drafter = Lane(pair.drafter, shape, 1, positions, pair.drafter_forward) if shape.depth else None
+    target = Lane(pair.target, shape, warp, 1, positions, compiled=pair.target_forward)
+    drafter = Lane(pair.drafter, shape, warp, 1, positions, True, pair.drafter_forward) if shape.depth else None
     position = torch.tensor([length])
     ancestors = torch.eye(1 + shape.budget, dtype=torch.bool).unsqueeze(0)
     tokens = torch.full((1, 1 + shape.budget), 5)
-    target_bias = target.bias(ancestors, position, length)
-    steps = []
-    if drafter is not None:
-        bias = drafter.bias(ancestors, position, length, previous=True)
-        for depth in range(1, shape.depth):
-            rows = slice(shape.level(depth).start + 1, shape.level(depth).stop + 1)
-            steps.append((tokens[:, rows], rows.start, bias[:, :, rows]))
-        first = bias[:, :, :1].expand(1, 1, 2, -1)
+    two = tokens[:, :1].expand(1, 2)
+    levels = [slice(shape.level(d).start + 1, shape.level(d).stop + 1) for d in range(1, shape.depth)]
+    steps = [(tokens[:, rows], rows.start, ancestors[:, rows]) for rows in levels]
 
     @torch.inference_mode()
     def run() -> None:
         if drafter is not None:
-            drafter.previous_and_root(tokens[:, :1].expand(1, 2), position, first)
-            for level_tokens, row, level_bias in steps:
-                drafter.rows(level_tokens, row, position, level_bias)
-        target.rows(tokens, 0, position, target_bias)
+            drafter.previous_and_root(two, position, length)
+            for level_tokens, row, level_ancestors in steps:
+                drafter.rows(level_tokens, row, position, length, level_ancestors)
+        target.rows(tokens, 0, position, length, ancestors)
 
     return run
 
@@ -136,14 +133,14 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str,
 def drafter_step(pair: Pair, repeats: int) -> float:
     """Median time of one row through the drafter behind 100 tokens, in ms."""
     shape = get_shape("sd", "6")
-    lane = Lane(pair.drafter, shape, 1, 110, pair.drafter_forward)
+    lane = Lane(pair.drafter, shape, Warp(TEMPERATURE), 1, 110, True, pair.drafter_forward)
     length, tokens = torch.tensor([100]), torch.tensor([[5]])
-    bias = lane.bias(torch.eye(1 + shape.budget, dtype=torch.bool)[:1].unsqueeze(0), length, 100, previous=True)
+    ancestors = torch.eye(1 + shape.budget, dtype=torch.bool)[1:2].unsqueeze(0)
     times = []
     with torch.inference_mode():
         for _ in range(100 * repeats):
             start = time.perf_counter()
-            lane.rows(tokens, 1, length, bias)
+            lane.rows(tokens, 1, length, 100, ancestors)
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 

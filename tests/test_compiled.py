@@ -9,8 +9,9 @@ import torch
 
 import rsdbench
 from rsdbench.engine import compiled
-from rsdbench.engine.compiled import compiled_forward, examples
+from rsdbench.engine.compiled import Rows, compiled_forward, examples
 from rsdbench.engine.models import COMPILED, EAGER
+from rsdbench.sampling.laws import Warp
 
 from .commands import SMALL, cells
 from .commands import rsdbench as command
@@ -41,24 +42,41 @@ def compiled_pairs(cache):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("batch", "rows", "read"), [(1, 1, 7), (1, 9, 20), (3, 1, 20), (3, 9, 15), (2, 2, 2)])
-def test_logits_and_cache_are_the_models_own(compiled_pairs, kind, batch, rows, read):
-    torch.manual_seed(batch * rows)
+@pytest.mark.parametrize("previous", [0, 1])
+@pytest.mark.parametrize(
+    ("batch", "rows", "nodes", "end"),
+    [(1, 1, 0, 6), (1, 1, 0, 1), (1, 2, 1, 0), (1, 9, 8, 10), (3, 1, 4, 14), (3, 9, 9, 3)],
+)
+def test_laws_and_cache_are_the_models_own(compiled_pairs, kind, previous, batch, rows, nodes, end):
+    torch.manual_seed(batch * rows + nodes)
     target = compiled_pairs[kind].target
-    storage = examples(target)[3]
+    storage = examples(target)[1]
     _, heads, _, size = storage[0].shape
-    tokens, positions = torch.randint(64, (batch, rows)), torch.randint(60, (batch, rows))
-    bias = torch.where(torch.rand(batch, 1, rows, read) < 0.5, 0.0, torch.finfo(torch.float32).min)
-    bias[..., 0] = 0  # every row sees something
-    columns = torch.randperm(20)[:rows].sort().values
+    ancestors = torch.rand(batch, rows, 1 + nodes) < 0.5
+    ancestors[..., 0] = True  # every row sees something
+    inputs = Rows(
+        torch.randint(64, (batch, rows)), torch.randint(9, (rows,)), ancestors, torch.randint(end + 1, (batch,)),
+        torch.arange(end), torch.tensor(previous), torch.randperm(20)[:rows].sort().values, torch.tensor(0.7),
+    )  # fmt: skip
     storages = [[torch.randn(5, heads, 20, size)[:batch] for _ in storage]]
     storages.append([x.clone() for x in storages[0]])
     with torch.inference_mode():
-        logits = compiled_pairs[kind].target_forward(tokens, positions, bias, storages[0], columns)
-        own = compiled.Step(target)(tokens, positions, bias, storages[1], columns)
-    torch.testing.assert_close(logits, own, rtol=1e-4, atol=1e-4)
+        logits, laws = compiled_pairs[kind].target_forward(inputs, storages[0])
+        own_logits, own_laws = compiled.Step(target)(inputs, storages[1])
+    torch.testing.assert_close(logits, own_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(laws, own_laws, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(laws, Warp(0.7).log_law(logits), rtol=1e-4, atol=2e-4)
     for ours, theirs in zip(*storages, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_of_one_token_starts_with_an_empty_prefix(compiled_pairs, kind):
+    pair = compiled_pairs[kind]
+    plain = replace(pair, target_forward=None, drafter_forward=None)
+    for method, structure in (("ar", "0"), ("sd", "6"), ("rsd_s", "3x2")):
+        ours, theirs = (rsdbench.generate(p, [[3]], method, structure, 12, 0.0) for p in (pair, plain))
+        assert ours.tokens == theirs.tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

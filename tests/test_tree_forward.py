@@ -40,9 +40,9 @@ def plain_logits(model, lines):
 def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, structure, budget):
     pair, seen, real = pairs[kind], [], decode.verify
 
-    def spy(shape, tree, logits, *rest):
-        seen.append((tree, logits))
-        return real(shape, tree, logits, *rest)
+    def spy(shape, tree, tempered, *rest):
+        seen.append((tree, tempered))
+        return real(shape, tree, tempered, *rest)
 
     monkeypatch.setattr(decode, "verify", spy)
     shape = get_shape(method, structure)
@@ -54,7 +54,7 @@ def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, struct
         for block in range(BLOCKS):
             prefixes = [PROMPTS[i] + decoder.out.tokens[i] for i in decoder.alive]
             decoder.block(Clock(decoder.device))
-            tree, logits = seen[-1]
+            tree, tempered = seen[-1]
             assert tree.tokens.shape == tree.parents.shape == tree.valid.shape == (len(prefixes), budget)
             assert tree.depth.tolist() == [len(path_to(tree, 0, n)) for n in range(budget)]
             assert tree.valid.all()
@@ -62,7 +62,8 @@ def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, struct
                 continue
             rows = range(-1, budget)
             lines = [prefix + path_to(tree, b, n) for b, prefix in enumerate(prefixes) for n in rows]
-            torch.testing.assert_close(logits.flatten(0, 1), plain_logits(pair.target, lines), rtol=1e-3, atol=1e-3)
+            expected = WARP.tempered(plain_logits(pair.target, lines))
+            torch.testing.assert_close(tempered.flatten(0, 1), expected, rtol=1e-3, atol=1e-3)
             if budget:
                 expanded = range(-1, shape.expanded)
                 lines = [prefix + path_to(tree, b, n) for b, prefix in enumerate(prefixes) for n in expanded]

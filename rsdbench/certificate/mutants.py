@@ -121,14 +121,14 @@ def untempered_bonus() -> Iterator[None]:
     class LastLawUntempered(Warp):
         """Levels ask for a law each; the call after them is the bonus token's."""
 
-        def law(self, logits: Tensor) -> Tensor:
+        def cut(self, log_p: Tensor) -> Tensor:
             object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
-            return super().law(logits) if self.calls <= self.levels else Warp().law(logits)
+            return super().cut(log_p) if self.calls <= self.levels else (log_p * self.temperature).log_softmax(-1)
 
-    def mutant(shape: TreeShape, tree: Any, logits: Tensor, rule: Rule, warp: Warp, *noise: Tensor) -> Outcome:
+    def mutant(shape: TreeShape, tree: Any, tempered: Tensor, rule: Rule, warp: Warp, *noise: Tensor) -> Outcome:
         counting = LastLawUntempered(warp.temperature, warp.top_p)
         object.__setattr__(counting, "levels", shape.depth)
-        return honest(shape, tree, logits, rule, counting, *noise)
+        return honest(shape, tree, tempered, rule, counting, *noise)
 
     with patch.object(decode, "verify", mutant):
         yield
@@ -146,8 +146,8 @@ def rejected_rows_visible() -> Iterator[None]:
         rows = torch.where(rejected, first_nodes, outcome.rows)
         commit(self, outcome._replace(rows=rows), min(most + 1, self.shape.depth))
 
-    def showing(ancestors: Tensor, length: Tensor, end: int, previous: bool, dtype: torch.dtype) -> Tensor:
-        return bias(ancestors, length + 1, end + 1, previous, dtype)
+    def showing(ancestors: Tensor, length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
+        return bias(ancestors, length + 1, torch.arange(len(steps) + 1), previous, dtype)
 
     def leaky(self: decode.Decoder, clock: Any) -> None:
         with ExitStack() as stack:

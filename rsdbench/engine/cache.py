@@ -8,7 +8,6 @@ Rejected rows stay where they are until the next block writes over them: `attent
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -125,30 +124,27 @@ class TreeCache(Cache):
             self.storage[:, :, targets] = self.storage[:, :, sources]
 
 
-def attention_bias(ancestors: Tensor, length: Tensor, end: int, previous: bool, dtype: torch.dtype) -> Tensor:
+def attention_bias(ancestors: Tensor, length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
     """The additive mask of tree rows over [previous, root, nodes, prefix], 0 or the least number of `dtype`.
 
     ancestors [B or 1, rows, 1 + N] bool; length [B], the root's position, which is the number of tokens before it;
-    end: prefix positions to cover; previous: the token before the root is seen in its scratch column (the drafter's
-    case) rather than in the prefix. Returns [B, 1, rows, 2 + N + end].
+    steps [end]: the prefix positions to cover; previous []: 1 if the token before the root is seen in its scratch
+    column (the drafter's case) rather than in the prefix. Returns [B, 1, rows, 2 + N + end].
     """
     batch, rows = length.shape[0], ancestors.shape[1]
-    prefix = torch.arange(end, device=length.device) < (length - int(previous)).unsqueeze(1)
-    before = (length > 0).unsqueeze(1) if previous else torch.zeros_like(length, dtype=torch.bool).unsqueeze(1)
+    length = length.unsqueeze(1)
+    before, prefix = (length > 0) & (previous > 0), steps < length - previous  # [B, 1], [B, end]
     visible = torch.cat(
         [
             before.unsqueeze(1).expand(batch, rows, 1),
             ancestors.expand(batch, -1, -1),
-            prefix.unsqueeze(1).expand(batch, rows, end),
+            prefix.unsqueeze(1).expand(batch, rows, -1),
         ],
         dim=-1,
     )
-    return torch.where(visible, *bias_values(dtype, length.device)).unsqueeze(1)
+    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype).unsqueeze(1)
 
 
-@lru_cache(maxsize=64)
-def bias_values(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What is added to the score of a column that is seen, and of one that is hidden."""
-    return torch.zeros((), dtype=dtype, device=device), torch.full(
-        (), torch.finfo(dtype).min, dtype=dtype, device=device
-    )
+def position_limit(model: Any) -> int:
+    """Positions that a model has, from its configuration; a model that names none has no limit."""
+    return getattr(model.config, "max_position_embeddings", None) or 2**31

@@ -1,9 +1,10 @@
 """A model's forward as one compiled graph, from the model itself: exported, compiled ahead of time, kept on disk.
 
 A forward of a small model is mostly Python: OPT's modules take 0.3 ms for two layers whose arithmetic takes
-microseconds. `torch.export` turns the very same Hugging Face modules into a graph, and Inductor compiles it to a
-library (AOTInductor) that takes any batch, any number of rows and any length. The graph is kept without its weights, so
-that models of one architecture share it, and the loaded weights are used where they lie.
+microseconds. `torch.export` turns the very same Hugging Face modules into a graph, with the mask before them and the
+tempered law behind them, and Inductor compiles it to a library (AOTInductor) that takes any batch, any number of rows
+and any length. The graph is kept without its weights, so that models of one architecture share it, and the loaded
+weights are used where they lie.
 """
 
 from __future__ import annotations
@@ -20,18 +21,39 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from rsdbench.engine.cache import StorageLayer, TreeCache
+from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.errors import UsageError
+from rsdbench.sampling.laws import tempered
 
-# tokens [B, R], positions [B, R], bias [B, 1, R, C], keys and values of each layer [B, H, columns, D], the R columns
-# that are written -> logits [B, R, V]; the first C columns are read
-Forward = Callable[[Tensor, Tensor, Tensor, list[Tensor], Tensor], Tensor]
+
+class Rows(NamedTuple):
+    """What one forward of tree rows takes, beside the storage.
+
+    tokens [B, R]; depths [R], their positions from the root's; ancestors [B, R, 1 + N] bool; length [B], the root's
+    position; steps [end] and previous [], as in `attention_bias`; columns [R] of the storage that are written;
+    temperature [], above 0.
+    """
+
+    tokens: Tensor
+    depths: Tensor
+    ancestors: Tensor
+    length: Tensor
+    steps: Tensor
+    previous: Tensor
+    columns: Tensor
+    temperature: Tensor
+
+
+# rows, keys and values of each layer [B, H, columns, D] -> logits [B, R, V], log-laws at the temperature [B, R, V]
+Forward = Callable[[Rows, list[Tensor]], tuple[Tensor, Tensor]]
+HERE = Path(__file__)
+SOURCES = (HERE, HERE.with_name("cache.py"), HERE.parents[1] / "sampling" / "laws.py")  # of what is in a graph
 UNLIKE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # of a configuration: not in the graph
 
 
@@ -58,14 +80,16 @@ class Step(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, tokens: Tensor, positions: Tensor, bias: Tensor, storage: list[Tensor], columns: Tensor
-    ) -> Tensor:
-        """See `Forward`."""
-        cache = GraphCache(storage, columns, bias.shape[-1])
-        return self.model(
-            input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
+    def forward(self, rows: tuple[Tensor, ...], storage: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Forward`. What is exported knows tuples, but no names in them."""
+        rows = Rows(*rows)
+        bias = attention_bias(rows.ancestors, rows.length, rows.steps, rows.previous, self.model.dtype)
+        positions = (rows.length.unsqueeze(1) + rows.depths).clamp(0, position_limit(self.model) - 1)
+        cache = GraphCache(storage, rows.columns, bias.shape[-1])
+        logits = self.model(
+            input_ids=rows.tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
+        return logits, tempered(logits, rows.temperature)
 
 
 class CompiledForward:
@@ -77,11 +101,10 @@ class CompiledForward:
         self.weights = {name: weights[name] for name in self.library.get_constant_fqns()}
         self.library.load_constants(self.weights, check_full_update=True, user_managed=True)
 
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, bias: Tensor, storage: list[Tensor], columns: Tensor
-    ) -> Tensor:
+    def __call__(self, rows: Rows, storage: list[Tensor]) -> tuple[Tensor, Tensor]:
         """See `Forward`. The library takes the strides of what it was exported with on trust."""
-        return self.library(tokens.contiguous(), positions.contiguous(), bias.contiguous(), storage, columns)
+        # calling the library itself would read its description of arguments anew each time, in 0.03 ms
+        return tuple(self.library.loader.boxed_run([*(x.contiguous() for x in rows), *storage]))
 
 
 def compiled_forward(model: Any) -> Forward:
@@ -117,17 +140,17 @@ def build(model: Any, path: Path) -> Path:
         UsageError: the model's code cannot be exported or compiled.
         OSError: the file cannot be written.
     """
-    example = examples(model)
-    dynamic, layers = torch.export.Dim.DYNAMIC, len(example[3])
-    shapes = {
-        "tokens": {0: dynamic, 1: dynamic}, "positions": {0: dynamic, 1: dynamic},
-        "bias": {0: dynamic, 2: dynamic, 3: dynamic}, "storage": [{0: dynamic, 2: dynamic}] * layers,
-        "columns": {0: dynamic},
-    }  # fmt: skip
+    rows, storage = examples(model)
+    dynamic = torch.export.Dim.DYNAMIC
+    sizes = Rows(
+        tokens={0: dynamic, 1: dynamic}, depths={0: dynamic}, ancestors=dict.fromkeys(range(3), dynamic),
+        length={0: dynamic}, steps={0: dynamic}, previous={}, columns={0: dynamic}, temperature={},
+    )  # fmt: skip
+    shapes = {"rows": tuple(sizes), "storage": [{0: dynamic, 2: dynamic}] * len(storage)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            exported = torch.export.export(Step(model), example, dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(Step(model), (tuple(rows), storage), dynamic_shapes=shapes, strict=False)
             return Path(
                 torch._inductor.aoti_compile_and_package(
                     exported, package_path=str(path),
@@ -146,17 +169,21 @@ def refusal(model: Any, error: Exception) -> str:
     return f"{type(model).__name__} cannot be compiled ({reason}): take compile=false"
 
 
-def examples(model: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:
-    """Inputs of `Forward` with B = 2, R = 3 and C = 5: sizes of 0 and 1 would be taken as fixed."""
-    rows, read = 3, 5
-    tokens, columns = torch.zeros(2, rows, dtype=torch.long), torch.arange(rows)
-    bias = torch.zeros(2, 1, rows, read, dtype=model.dtype)
-    cache = TreeCache(model.config.num_hidden_layers, 2, rows, read)
-    cache.window(0, slice(0, read))
-    positions = columns.expand(2, -1).contiguous()
+def examples(model: Any) -> tuple[Rows, list[Tensor]]:
+    """Inputs of `Forward` with B = 2, R = 3, N = 4 and end = 5: sizes of 0 and 1 would be taken as fixed."""
+    batch, rows, nodes, end = 2, 3, 4, 5
+    tokens, row = torch.zeros(batch, rows, dtype=torch.long), torch.arange(rows)
+    cache = TreeCache(model.config.num_hidden_layers, batch, nodes, end + 3)  # more than are read
+    cache.window(0, slice(0, rows))
     with torch.no_grad():  # shows the shape of the storage
-        model(input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True)
-    return tokens, positions, bias, [x.clone() for x in cache.views(2)], columns
+        model(
+            input_ids=tokens, attention_mask=torch.zeros(batch, 1, rows, rows, dtype=model.dtype),
+            position_ids=row.expand(batch, -1), past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+    ancestors = torch.ones(batch, rows, 1 + nodes, dtype=torch.bool)
+    length, steps, one = torch.tensor([end, end]), torch.arange(end), torch.tensor(1)
+    inputs = Rows(tokens, row, ancestors, length, steps, one, row + 1, torch.tensor(1.0))
+    return inputs, [x.clone() for x in cache.views(batch)]
 
 
 def key(model: Any) -> str:
@@ -165,7 +192,7 @@ def key(model: Any) -> str:
     parts = (
         type(model).__name__, sorted(config.items(), key=str), str(model.dtype), torch.__version__,
         version("transformers"), model.config._attn_implementation, processor(), torch.get_num_threads(),
-        Path(__file__).read_text(),
+        *(file.read_text() for file in SOURCES),
     )  # fmt: skip
     return f"{model.config.model_type}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rsdbench.engine.cache import position_limit
 from rsdbench.engine.clock import PHASES, Clock
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
-from rsdbench.engine.lane import Lane, position_limit
+from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
 from rsdbench.engine.tree import TreeShape
@@ -99,10 +100,10 @@ class Decoder:
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
-        self.target = Lane(pair.target, shape, len(prompts), positions, pair.target_forward)
+        self.target = Lane(pair.target, shape, warp, len(prompts), positions, compiled=pair.target_forward)
         self.drafter = None
         if shape.depth:
-            self.drafter = Lane(pair.drafter, shape, len(prompts), positions, pair.drafter_forward)
+            self.drafter = Lane(pair.drafter, shape, warp, len(prompts), positions, True, pair.drafter_forward)
         self.device = self.target.device
         self.vocabulary = pair.target.config.vocab_size
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -166,10 +167,10 @@ class Decoder:
         clock.mark("draft")
 
         tokens = torch.cat([self.last_two[:, 1:], tree.tokens], 1)
-        logits = self.target.rows(tokens, 0, self.length, self.target.bias(tree.ancestors, self.length, end))
+        tempered = self.target.rows(tokens, 0, self.length, end, tree.ancestors)
         clock.mark("target")
 
-        outcome = verify(shape, tree, logits, self.method.rule, self.warp, uniforms, noise[:, -1])
+        outcome = verify(shape, tree, tempered, self.method.rule, self.warp, uniforms, noise[:, -1])
         host = torch.cat([outcome.accepted.unsqueeze(1), outcome.tokens], 1).tolist()
         clock.mark("verify")
 

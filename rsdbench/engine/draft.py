@@ -36,22 +36,17 @@ def draft_tree(
     level = root_level(batch, lane.device)
     rows = own_rows(shape, 0, lane.device).expand(batch, -1, -1)  # ancestors of the level's rows
     fixed = fixed_ancestors(shape, lane.device) if shape.parents is not None else None
-    if fixed is not None:
-        fixed_bias = lane.bias(fixed, length, end, previous=True)
     ancestors, laws, levels, used = [rows], [], [], 0
     for depth in range(1, shape.depth + 1):
-        first = 0 if depth == 1 else shape.level(depth - 1).start + 1
-        if fixed is None:
-            bias = lane.bias(rows, length, end, previous=True)
-        else:
-            bias = fixed_bias[:, :, first : first + level.tokens.shape[1]]
         if depth == 1:
-            before = lane.bias(torch.zeros_like(rows), length, end, previous=True)
-            logits = lane.previous_and_root(last_two, length, torch.cat([before, bias], 2))
+            tempered = lane.previous_and_root(last_two, length, end)
         else:
-            logits = lane.rows(level.tokens, first, length, bias)
-        log_q = warp.log_law(logits)
-        laws.append(log_q.exp())
+            first = shape.level(depth - 1).start + 1
+            if fixed is not None:
+                rows = fixed[:, first : first + level.tokens.shape[1]]
+            tempered = lane.rows(level.tokens, first, length, end, rows)
+        log_q = warp.cut(tempered)
+        laws.append(log_q)
         more = drafting.noise_rows(shape, depth)
         level = drafting.expand(level, log_q, noise[:, used : used + more], shape.widths[depth - 1])
         levels.append(level)
@@ -68,7 +63,7 @@ def draft_tree(
         else fixed_parents(shape, lane.device).expand(batch, -1),
         depth=depths,
         valid=torch.cat([x.valid for x in levels], 1) & (length.unsqueeze(1) + depths < limit),
-        laws=torch.cat(laws, 1),
+        laws=torch.cat(laws, 1).exp_(),
         ancestors=torch.cat(ancestors, 1) if fixed is None else fixed,
     )
 

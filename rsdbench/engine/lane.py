@@ -8,26 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.engine.cache import TreeCache, attention_bias
-from rsdbench.engine.compiled import Forward
-from rsdbench.engine.tree import TreeShape, node_depths
+from rsdbench.engine.cache import TreeCache, attention_bias, position_limit
+from rsdbench.engine.compiled import Forward, Rows
+from rsdbench.engine.tree import TreeShape, node_depths, own_rows
+from rsdbench.sampling.laws import Warp
 
 
 class Lane:
     """A Hugging Face causal LM with a cache of its own, for B sequences and trees of one shape.
 
+    previous: whether the token before the root is given anew in each block, as it is to the drafter, which never saw
+    its last draft: so it may be missing from the cache, and giving it always keeps shapes static.
     Positions are always passed explicitly, and clamped to the model's last one: rows beyond it are never accepted.
     """
 
     def __init__(
-        self, model: Any, shape: TreeShape, batch: int, positions: int, compiled: Forward | None = None
-    ) -> None:
-        self.model, self.shape, self.compiled = model, shape, compiled
+        self, model: Any, shape: TreeShape, warp: Warp, batch: int, positions: int, previous: bool = False,
+        compiled: Forward | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.shape, self.warp, self.compiled = model, shape, warp, compiled
         self.device = model.get_input_embeddings().weight.device
         self.dtype = model.dtype
         self.cache = TreeCache(model.config.num_hidden_layers, batch, shape.budget, positions)
         self.last_position = position_limit(model) - 1
-        self.depths = node_depths(shape, self.device)
+        self.previous = torch.tensor(int(previous), device=self.device)
+        self.temperature = torch.tensor(float(warp.temperature or 1), device=self.device)
+        root = own_rows(shape, 0, self.device)
+        self.two_rows = torch.cat([torch.zeros_like(root), root], 1)  # the token before the root, and the root
 
     def prefill(self, tokens: Tensor) -> None:
         """Put prompts into the cache, all but each one's last token: tokens [B, P], padded on the right.
@@ -41,39 +48,36 @@ class Lane:
         bias = torch.zeros(width, width, dtype=self.dtype, device=self.device)
         bias = bias.masked_fill_(future, torch.finfo(self.dtype).min).expand(batch, 1, -1, -1)
         positions = torch.arange(width, device=self.device).expand(batch, -1)
-        self._forward(tokens, positions, bias, keep=1)
+        self._model(tokens, positions, bias, keep=1)
 
-    def bias(self, ancestors: Tensor, length: Tensor, end: int, previous: bool = False) -> Tensor:
-        """`attention_bias` for this lane's dtype."""
-        return attention_bias(ancestors, length, end, previous, self.dtype)
+    def rows(self, tokens: Tensor, row: int, length: Tensor, end: int, ancestors: Tensor) -> Tensor:
+        """Forward tree rows `row`, `row` + 1, ... (0 is the root): tokens [B, R] -> `Warp.tempered` laws [B, R, V].
 
-    def rows(self, tokens: Tensor, row: int, length: Tensor, bias: Tensor, keep: int = 0) -> Tensor:
-        """Forward tree rows `row`, `row` + 1, ... (0 is the root): tokens [B, rows] -> logits [B, rows or keep, V].
-
-        length [B] is the root's position; bias [B, 1, rows, columns] also tells how many columns are read.
+        length [B] is the root's position, at most `end`; ancestors [B or 1, R, 1 + N] bool, what each row sees.
         """
-        positions = length.unsqueeze(1) + self.depths[row : row + tokens.shape[1]]
-        return self._at(tokens, 1 + row, positions, bias, keep)
+        depths = node_depths(self.shape, self.device)[row : row + tokens.shape[1]]
+        return self._at(1 + row, tokens, depths, length, end, ancestors)
 
-    def previous_and_root(self, tokens: Tensor, length: Tensor, bias: Tensor) -> Tensor:
-        """Forward the token before the root and the root, [B, 2] -> the root's logits [B, 1, V].
+    def previous_and_root(self, last_two: Tensor, length: Tensor, end: int) -> Tensor:
+        """Forward the token before the root and the root, [B, 2] -> the root's `Warp.tempered` law [B, 1, V]."""
+        return self._at(0, last_two, row_numbers(-1, 2, self.device), length, end, self.two_rows)[:, 1:]
 
-        The drafter never saw its last draft, so the token before the root may be missing from its cache; giving it
-        again in every block keeps shapes static.
-        """
-        steps = torch.arange(-1, 1, device=self.device)
-        return self._at(tokens, 0, length.unsqueeze(1) + steps, bias, keep=1)
-
-    def _at(self, tokens: Tensor, column: int, positions: Tensor, bias: Tensor, keep: int) -> Tensor:
+    def _at(self, column: int, tokens: Tensor, depths: Tensor, length: Tensor, end: int, ancestors: Tensor) -> Tensor:
+        """Rows that are written from a column on."""
+        steps = row_numbers(0, end, self.device)
+        # a compiled forward writes where there is something: into the storage that a prefill has allocated
+        if self.compiled is not None and self.cache.storage is not None:
+            columns = row_numbers(column, tokens.shape[1], self.device)
+            ancestors = ancestors.expand(len(tokens), -1, -1)
+            rows = Rows(tokens, depths, ancestors, length, steps, self.previous, columns, self.temperature)
+            logits, log_laws = self.compiled(rows, self.cache.views(len(tokens)))
+            return log_laws if self.warp.temperature else logits
+        bias = attention_bias(ancestors, length, steps, self.previous, self.dtype)
+        positions = (length.unsqueeze(1) + depths).clamp(0, self.last_position)
         self.cache.window(column, slice(0, bias.shape[-1]))
-        return self._forward(tokens, positions.clamp(0, self.last_position), bias, keep)
+        return self.warp.tempered(self._model(tokens, positions, bias, keep=0))
 
-    def _forward(self, tokens: Tensor, positions: Tensor, bias: Tensor, keep: int) -> Tensor:
-        # a compiled forward reads from column 0 on, which a prefill does not, and needs the storage of the first one
-        if self.compiled is not None and self.cache.storage is not None and self.cache.read.start == 0:
-            columns = column_range(self.cache.start, tokens.shape[1], self.device)
-            logits = self.compiled(tokens, positions, bias, self.cache.views(len(tokens)), columns)
-            return logits[:, -keep:]  # all of them where keep is 0
+    def _model(self, tokens: Tensor, positions: Tensor, bias: Tensor, keep: int) -> Tensor:
         return self.model(
             input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=self.cache,
             use_cache=True, logits_to_keep=keep,
@@ -81,11 +85,6 @@ class Lane:
 
 
 @lru_cache(maxsize=1024)
-def column_range(start: int, rows: int, device: torch.device) -> Tensor:
-    """The columns that a forward writes, [rows]."""
-    return torch.arange(start, start + rows, device=device)
-
-
-def position_limit(model: Any) -> int:
-    """Positions that a model has, from its configuration; a model that names none has no limit."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+def row_numbers(start: int, count: int, device: torch.device) -> Tensor:
+    """start, start + 1, ..., [count]."""
+    return torch.arange(start, start + count, device=device)

@@ -26,26 +26,27 @@ class Outcome(NamedTuple):
 
 
 def verify(
-    shape: TreeShape, tree: DraftTree, logits: Tensor, rule: Rule, warp: Warp, uniforms: Tensor, noise: Tensor
+    shape: TreeShape, tree: DraftTree, tempered: Tensor, rule: Rule, warp: Warp, uniforms: Tensor, noise: Tensor
 ) -> Outcome:
     """Accept drafts from the root downwards and draw the last token.
 
-    logits [B, 1 + N, V] of the target; uniforms [B, L, max fanout]; noise [B, V], Gumbel, for the last token.
+    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, max fanout]; noise [B, V], Gumbel, for
+    the last token.
 
     At each level the candidates are the nodes below the accepted prefix. Nodes that stand for the same prefix (equal
     i.i.d. sequences) are followed together, so their children all are candidates.
     """
-    batch = logits.shape[0]
-    sequence = torch.arange(batch, device=logits.device)
-    row = torch.zeros(batch, dtype=torch.long, device=logits.device)  # tree row of the last accepted token
-    going = torch.ones(batch, dtype=torch.bool, device=logits.device)
+    batch, device = tempered.shape[0], tempered.device
+    sequence = torch.arange(batch, device=device)
+    row = torch.zeros(batch, dtype=torch.long, device=device)  # tree row of the last accepted token
+    going = torch.ones(batch, dtype=torch.bool, device=device)
     prefix = going.unsqueeze(1)  # nodes of the level above that stand for the accepted prefix, [B, W']
     rows, tokens = [row], []
     last = None
     for depth, fanout in enumerate(shape.fanouts, start=1):
         level = shape.level(depth)
         first_above = shape.starts[depth - 2] if depth > 1 else -1
-        p, q = warp.law(logits[sequence, row]), tree.laws[sequence, row]
+        p, q = warp.cut(tempered[sequence, row]).exp(), tree.laws[sequence, row]
         candidates = prefix.gather(1, tree.parents[:, level] - first_above) & tree.valid[:, level]
         candidates &= going.unsqueeze(1)
         slots, present = first_true(candidates, fanout)
@@ -61,10 +62,10 @@ def verify(
         row = torch.where(going, node.squeeze(1) + level.start + 1, row)
         rows.append(torch.where(going, row, 0))
         tokens.append(token)
-        if reading_is_free(logits.device) and not going.any():
+        if reading_is_free(device) and not going.any():
             break
     else:
-        p = warp.law(logits[sequence, row])
+        p = warp.cut(tempered[sequence, row]).exp()
         last = p if last is None else torch.where(going.unsqueeze(1), p, last)
     return finish(shape, last, rows, tokens, noise)
 

@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+from rsdbench.engine.cache import position_limit
 from rsdbench.engine.decode import Generation, generate
-from rsdbench.engine.lane import position_limit
 from rsdbench.engine.methods import BASELINE, get_shape
 from rsdbench.engine.models import Pair, load_pair, parameters
 from rsdbench.engine.prefixes import Prefixes

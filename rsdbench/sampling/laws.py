@@ -32,23 +32,40 @@ class Warp:
             raise UsageError(f"top_p must lie in (0, 1], not {self.top_p}")
 
     def log_law(self, logits: Tensor) -> Tensor:
-        """Logits [..., V] -> log-probabilities [..., V], float32 or better; -inf where the probability is zero.
+        """Logits [..., V] -> log-probabilities [..., V], float32 or better; -inf where the probability is zero."""
+        return self.cut(self.tempered(logits))
 
-        What would underflow as a probability is zero here too: a token that can be drawn has a probability that a
-        verification rule can compute with, and keeps its relative precision when its siblings leave the law.
-        """
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+    def tempered(self, logits: Tensor) -> Tensor:
+        """The first of two steps, for all rows of a forward: `tempered`, or the logits themselves at temperature 0."""
+        return tempered(logits, self.temperature) if self.temperature else wide(logits)
+
+    def cut(self, log_p: Tensor) -> Tensor:
+        """The second step, for the rows that are needed: top-p, or the one-hot law of the argmax at temperature 0."""
         if self.temperature == 0:
-            best = logits.argmax(-1, keepdim=True)
-            return torch.full_like(logits, float("-inf")).scatter_(-1, best, 0.0)
-        # the maximum goes first: dividing by a tiny temperature must not swamp the differences
-        log_p = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).log_softmax(-1)
-        torch.nn.functional.threshold_(log_p, math.log(torch.finfo(log_p.dtype).tiny) + 1, float("-inf"))
+            best = log_p.argmax(-1, keepdim=True)
+            return torch.full_like(log_p, float("-inf")).scatter_(-1, best, 0.0)
         return log_p if self.top_p == 1 else nucleus(log_p, self.top_p)
 
     def law(self, logits: Tensor) -> Tensor:
         """Logits [..., V] -> probabilities [..., V], float32 or better."""
         return self.log_law(logits).exp()
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 or better."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def tempered(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Logits [..., V] -> log-probabilities at a temperature above 0, [..., V], float32 or better.
+
+    What would underflow as a probability is zero here too: a token that can be drawn has a probability that a
+    verification rule can compute with, and keeps its relative precision when its siblings leave the law.
+    """
+    logits = wide(logits)
+    # the maximum goes first: dividing by a tiny temperature must not swamp the differences
+    log_p = ((logits - logits.amax(-1, keepdim=True)) / temperature).log_softmax(-1)
+    return torch.nn.functional.threshold_(log_p, math.log(torch.finfo(log_p.dtype).tiny) + 1, float("-inf"))
 
 
 def nucleus(log_p: Tensor, top_p: float) -> Tensor:
