@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import compiled
-from rsdbench.engine.compiled import Rows, compiled_forward, examples
-from rsdbench.engine.models import COMPILED, EAGER
+from rsdbench.engine import ahead, compiled
+from rsdbench.engine.compiled import CompiledForward, Rows, examples
+from rsdbench.engine.models import COMPILED, EAGER, lay_out
 from rsdbench.sampling.laws import Warp
 
 from .commands import SMALL, cells
 from .commands import rsdbench as command
 from .conftest import all_structures, make_pair
 
-pytestmark = pytest.mark.skipif(not compiled.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+pytestmark = pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 PROMPTS = [[2, 5, 6, 7, 8, 9], [2, 11], [3], [2, 20, 21, 22]]
 KINDS = ("mixed", "llama")  # OPT with both of its architectures; rotary positions and grouped queries
 
@@ -27,7 +27,7 @@ def cache(tmp_path_factory):
     """A cache of compiled graphs that no earlier run has filled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield compiled.cache_folder()
+        yield ahead.cache_folder()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_block_efficiency_at_temperature_one_is_the_same(compiled_pairs, kind):
     pair = compiled_pairs[kind]
     plain = replace(pair, target_forward=None, drafter_forward=None)
     prompts = [[2, *range(i + 3, i + 9)] for i in range(40)]
-    for method, structure in (("spectr", "3x2"), ("rsd_c", "2-2"), ("rsd_s", "3x2")):
+    for method, structure in (("sd", "6"), ("spectr", "3x2"), ("rsd_c", "2-2"), ("rsd_c", "3-2-2"), ("rsd_s", "3x2")):
         ours, theirs = (rsdbench.generate(p, prompts, method, structure, 10, 1.0, seed=4) for p in (pair, plain))
         assert sum(a != b for a, b in zip(ours.tokens, theirs.tokens, strict=True)) <= 2
 
@@ -105,9 +105,9 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
         raise AssertionError("it is there already")
 
     files = {f.name: f.stat().st_mtime_ns for f in cache.iterdir()}
-    assert len(files) == 3, "two of OPT, one of Llama"
+    assert sum("ForCausalLM" in name for name in files) == 3, "two of OPT, one of Llama"
     assert all(name.endswith(".pt2") for name in files), "nothing half written stays"
-    monkeypatch.setattr(compiled, "build", refuse)
+    monkeypatch.setattr(ahead, "build", refuse)
     other = make_pair("mixed", noise=0.3)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -120,12 +120,18 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
     assert {f.name: f.stat().st_mtime_ns for f in cache.iterdir()} == files
 
 
+def file_of(model):
+    return ahead.file_of("OPTForCausalLM", compiled.parts(model), compiled.WITHOUT_WEIGHTS)
+
+
 def test_another_architecture_has_another_graph(compiled_pairs):
-    pairs = [make_pair("mixed"), make_pair("mixed", vocabulary=65), make_pair("mixed", positions=65)]
-    keys = [compiled.key(p.target) for p in pairs]
-    assert len(set(keys)) == 3
-    assert keys[0] == compiled.key(compiled_pairs["mixed"].target)
-    assert compiled.key(pairs[0].target.half()) != keys[0]
+    models = [make_pair("mixed", **other).target for other in ({}, {"vocabulary": 65}, {"positions": 65})]
+    files = [file_of(model) for model in models]
+    assert len(set(files)) == 3
+    assert files[0] == file_of(compiled_pairs["mixed"].target)
+    lay_out(models[0])
+    assert file_of(models[0]) != files[0], "weights lie in another way"
+    assert file_of(models[0].half()) != files[0]
 
 
 def test_without_a_compiler_it_is_one_line_or_the_models_own_forward(tmp_path):
@@ -151,28 +157,27 @@ def test_a_run_compiles_and_its_records_say_so(cache, tmp_path):
 
 
 def test_a_damaged_graph_is_compiled_anew(compiled_pairs, cache, monkeypatch):
-    pair = make_pair("mixed", vocabulary=66)
     builds = []
 
-    def build(model, path):
+    def build(path, *_):
         builds.append(path)
-        path.write_bytes((cache / f"{compiled.key(compiled_pairs['mixed'].target)}.pt2").read_bytes())
+        path.write_bytes(file_of(compiled_pairs["mixed"].target).read_bytes())
         return path
 
-    path = cache / f"{compiled.key(pair.target)}.pt2"
-    path.write_bytes(b"half of a file")
-    monkeypatch.setattr(compiled, "build", build)
-    compiled_forward(pair.target)
+    model = make_pair("mixed", vocabulary=66).target
+    file_of(model).write_bytes(b"half of a file")
+    monkeypatch.setattr(ahead, "build", build)
+    CompiledForward(model)
     assert len(builds) == 1
-    assert path.read_bytes() != b"half of a file"
-    path.unlink()
+    assert file_of(model).read_bytes() != b"half of a file"
+    file_of(model).unlink()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "rsdbench").write_text("a file, where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(rsdbench.UsageError, match=r"^compiled forwards cannot be kept in '.*' \(Not a directory\)"):
-        compiled_forward(make_pair("mixed").target)
+    with pytest.raises(rsdbench.UsageError, match=r"^compiled code cannot be kept in '.*' \(Not a directory\)"):
+        CompiledForward(make_pair("mixed").target)
 
 
 def test_the_graph_holds_the_weights_that_it_reads(compiled_pairs):
@@ -194,13 +199,13 @@ def test_a_model_that_cannot_be_exported_is_one_line(cache, monkeypatch):
     with pytest.raises(
         rsdbench.UsageError, match=r"^OPTForCausalLM cannot be compiled \(data-dependent control flow\)"
     ):
-        compiled_forward(pair.target)
+        CompiledForward(pair.target)
     assert not [f for f in cache.iterdir() if f.suffix != ".pt2"]
 
 
 def test_the_compiler_is_found_where_cxx_says(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
-    assert not compiled.compiler_at_hand()
+    assert not ahead.compiler_at_hand()
     (tmp_path / "c++").write_text("#!/bin/sh\n")
     (tmp_path / "c++").chmod(0o755)
-    assert compiled.compiler_at_hand()
+    assert ahead.compiler_at_hand()

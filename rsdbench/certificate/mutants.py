@@ -20,7 +20,7 @@ from rsdbench.engine import decode, lane
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.methods import METHODS
 from rsdbench.engine.tree import TreeShape
-from rsdbench.engine.verify import Outcome
+from rsdbench.engine.walk import Outcome
 from rsdbench.rules import Rule, Verdict
 from rsdbench.rules.k_seq import k_seq
 from rsdbench.rules.recursive_rejection import recursive_rejection

@@ -13,7 +13,8 @@ from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
 from rsdbench.engine.tree import TreeShape
-from rsdbench.engine.verify import Outcome, verify
+from rsdbench.engine.verify import verify
+from rsdbench.engine.walk import Outcome
 from rsdbench.errors import UsageError
 from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
@@ -97,6 +98,7 @@ class Decoder:
     ) -> None:  # fmt: skip
         self.method, self.shape, self.warp, self.limit, self.eos = get_method(method), shape, warp, limit, eos_token_id
         self.prompts, self.prefixes = prompts, pair.prefixes
+        self.steps = pair.steps(self.method.drafting, self.method.rule, warp)
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
@@ -161,8 +163,9 @@ class Decoder:
             tree = no_tree(self.target, batch)
         else:
             tree = draft_tree(
-                self.drafter, self.method.drafting, self.warp, self.last_two, self.length, end, self.limit, noise
-            )
+                self.drafter, self.method.drafting, self.warp, self.last_two, self.length, end, self.limit, noise,
+                self.steps,
+            )  # fmt: skip
         assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
         clock.mark("draft")
 
@@ -170,8 +173,10 @@ class Decoder:
         tempered = self.target.rows(tokens, 0, self.length, end, tree.ancestors)
         clock.mark("target")
 
-        outcome = verify(shape, tree, tempered, self.method.rule, self.warp, uniforms, noise[:, -1])
-        host = torch.cat([outcome.accepted.unsqueeze(1), outcome.tokens], 1).tolist()
+        outcome = verify(
+            shape, tree, tempered, self.method.rule, self.warp, uniforms, noise[:, -1], self.last_two[:, 1:], self.steps
+        )
+        host = outcome.report.tolist()
         clock.mark("verify")
 
         self.commit(outcome, max(accepted for accepted, *_ in host))
@@ -190,9 +195,7 @@ class Decoder:
         if self.drafter is not None:  # the token before the root and all but the deepest row, which it may not have
             columns = torch.nn.functional.pad(columns[:, :-1], (1, 0))
             self.drafter.cache.commit(columns, positions - 1)
-        line = torch.cat([self.last_two[:, 1:], outcome.tokens], 1)
-        accepted = outcome.accepted.unsqueeze(1)
-        self.last_two = torch.cat([line.gather(1, accepted), line.gather(1, accepted + 1)], 1)
+        self.last_two = outcome.last_two
         self.length = self.length + outcome.accepted + 1
 
     def collect(self, host: list[list[int]]) -> None:

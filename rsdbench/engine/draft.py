@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.drafting import Drafting, root_level
 from rsdbench.engine.lane import Lane
 from rsdbench.engine.tree import (
@@ -12,7 +13,7 @@ from rsdbench.engine.tree import (
     TreeShape,
     fixed_ancestors,
     fixed_parents,
-    level_ancestors,
+    level_rows,
     node_depths,
     own_rows,
 )
@@ -25,12 +26,13 @@ def noise_rows(drafting: Drafting, shape: TreeShape) -> int:
 
 
 def draft_tree(
-    lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int, noise: Tensor
-) -> DraftTree:
+    lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int, noise: Tensor,
+    compiled: Steps | None = None,
+) -> DraftTree:  # fmt: skip
     """Draft a tree below each sequence's last token, in `shape.depth` forwards of the drafter.
 
     last_two [B, 2]: the token before the root and the root; length [B]: the root's position, at most `end`; limit:
-    positions there are; noise [B, noise_rows, V].
+    positions there are; noise [B, noise_rows, V]; compiled: the steps of this drafting, compiled.
     """
     shape, batch = lane.shape, len(length)
     level = root_level(batch, lane.device)
@@ -48,12 +50,15 @@ def draft_tree(
         log_q = warp.cut(tempered)
         laws.append(log_q)
         more = drafting.noise_rows(shape, depth)
-        level = drafting.expand(level, log_q, noise[:, used : used + more], shape.widths[depth - 1])
+        own_noise, own = noise[:, used : used + more], own_rows(shape, depth, lane.device)
+        if fixed is None and compiled is not None:
+            level, rows = compiled.expand(level, log_q, own_noise, rows, own)
+        else:
+            level = drafting.expand(level, log_q, own_noise, shape.widths[depth - 1])
+            rows = level_rows(rows, level.parents, own) if fixed is None else rows
         levels.append(level)
+        ancestors.append(rows)
         used += more
-        if fixed is None:
-            rows = level_ancestors(shape, depth, rows, level.parents)
-            ancestors.append(rows)
     depths = node_depths(shape, lane.device)[1:]
     starts = [-1, *shape.starts]
     return DraftTree(

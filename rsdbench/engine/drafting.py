@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from operator import mul
 from typing import ClassVar, NamedTuple
@@ -34,6 +35,7 @@ class Level(NamedTuple):
     score: Tensor
 
 
+@lru_cache(maxsize=64)
 def root_level(batch: int, device: torch.device) -> Level:
     """The level above the first one: the root, with log-probability and perturbed score 0."""
     zeros = torch.zeros(batch, 1, device=device)
@@ -41,7 +43,7 @@ def root_level(batch: int, device: torch.device) -> Level:
     return Level(index, index, torch.ones_like(zeros, dtype=torch.bool), zeros, zeros)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drafting(ABC):
     """A way to grow a tree. `structures` maps a budget to the structures that the benchmark compares.
 

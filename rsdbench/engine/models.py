@@ -9,10 +9,15 @@ from typing import Any
 
 import torch
 
+from rsdbench.engine.ahead import compiler_at_hand
 from rsdbench.engine.checkpoints import resolve_checkpoint
-from rsdbench.engine.compiled import Forward, compiled_forward, compiler_at_hand
+from rsdbench.engine.compiled import CompiledForward, Forward
+from rsdbench.engine.compiled_steps import Steps
+from rsdbench.engine.drafting import Drafting
 from rsdbench.engine.prefixes import Prefixes
 from rsdbench.errors import UsageError
+from rsdbench.rules import Rule
+from rsdbench.sampling.laws import Warp
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 EAGER, COMPILED = "eager", "compiled"  # forwards
@@ -48,12 +53,18 @@ class Pair:
         """Compile both models' forwards, or take what an earlier process has compiled.
 
         Raises:
-            UsageError: a model is not on a CPU; otherwise as in `compiled_forward`.
+            UsageError: a model is not on a CPU; otherwise as in `ahead.library`.
         """
         for model in (self.target, self.drafter):
             if model.device.type != "cpu":
                 raise UsageError(f"compile=true needs a CPU, not '{model.device}': take compile=false")
-        self.target_forward, self.drafter_forward = compiled_forward(self.target), compiled_forward(self.drafter)
+        self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter)
+
+    def steps(self, drafting: Drafting, rule: Rule, warp: Warp) -> Steps | None:
+        """A method's compiled steps, where forwards are compiled and the law is one that they know."""
+        if self.target_forward is None or warp.temperature == 0 or warp.top_p < 1:
+            return None
+        return Steps(drafting, rule, self.target.config.vocab_size)
 
     @cached_property
     def cost_ratio(self) -> float:
@@ -115,7 +126,17 @@ def load_model(path: str, revision: str | None, device: torch.device, dtype: tor
         model = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise UsageError(f"model '{path}' cannot be loaded: {one_line(error)}") from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if device.type == "cpu" and dtype == torch.float32:
+        lay_out(model)
+    return model
+
+
+def lay_out(model: Any) -> None:
+    """Let the weights of layers that widen lie by input, which one row reads 1.6 to 2 times as fast, and seven 1.3."""
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and layer.out_features > layer.in_features:
+            layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
 def load_tokenizer(path: str | None, revision: str | None = None) -> Any:

@@ -94,7 +94,9 @@ def own_rows(shape: TreeShape, depth: int, device: torch.device) -> Tensor:
     return torch.eye(1 + shape.budget, dtype=torch.bool, device=device)[rows].unsqueeze(0)
 
 
-def level_ancestors(shape: TreeShape, depth: int, above: Tensor, parents: Tensor) -> Tensor:
-    """Rows of a level from the rows above: above [B, W', 1 + N], parents [B, W] within that level -> [B, W, 1 + N]."""
-    index = parents.unsqueeze(-1).expand(-1, -1, above.shape[-1])
-    return above.gather(1, index) | own_rows(shape, depth, above.device)
+def level_rows(above: Tensor, parents: Tensor, own: Tensor) -> Tensor:
+    """Ancestors of a level's rows from those of the rows above.
+
+    above [B, W', 1 + N]; parents [B, W] within that level; own [1, W, 1 + N], as `own_rows` -> [B, W, 1 + N].
+    """
+    return above.gather(1, parents.unsqueeze(-1).expand(-1, -1, above.shape[-1])) | own

@@ -2,72 +2,42 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from rsdbench.engine import walk
+from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.tree import DraftTree, TreeShape
+from rsdbench.engine.walk import Below, Drafts, Outcome
 from rsdbench.rules import Rule
-from rsdbench.sampling.gumbel import draw
 from rsdbench.sampling.laws import Warp
 
 
-class Outcome(NamedTuple):
-    """What a block yields for each sequence.
-
-    accepted [B]: accepted drafts; tokens [B, L + 1]: those drafts and the block's last token behind them (the rest
-    is undefined); rows [B, L + 1]: the tree rows of the root and of the accepted drafts (the rest is 0).
-    """
-
-    accepted: Tensor
-    tokens: Tensor
-    rows: Tensor
-
-
 def verify(
-    shape: TreeShape, tree: DraftTree, tempered: Tensor, rule: Rule, warp: Warp, uniforms: Tensor, noise: Tensor
-) -> Outcome:
+    shape: TreeShape, tree: DraftTree, tempered: Tensor, rule: Rule, warp: Warp, uniforms: Tensor, noise: Tensor,
+    root: Tensor, compiled: Steps | None = None,
+) -> Outcome:  # fmt: skip
     """Accept drafts from the root downwards and draw the last token.
 
     tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, max fanout]; noise [B, V], Gumbel, for
-    the last token.
-
-    At each level the candidates are the nodes below the accepted prefix. Nodes that stand for the same prefix (equal
-    i.i.d. sequences) are followed together, so their children all are candidates.
+    the last token; root [B, 1], the token there; compiled: the same steps, compiled for this rule.
     """
-    batch, device = tempered.shape[0], tempered.device
-    sequence = torch.arange(batch, device=device)
-    row = torch.zeros(batch, dtype=torch.long, device=device)  # tree row of the last accepted token
-    going = torch.ones(batch, dtype=torch.bool, device=device)
-    prefix = going.unsqueeze(1)  # nodes of the level above that stand for the accepted prefix, [B, W']
-    rows, tokens = [row], []
-    last = None
+    device = tempered.device
+    drafts = Drafts(tempered, tree.laws, tree.tokens, tree.parents, tree.valid)
+    state = walk.start(len(tempered), shape.depth, tempered.shape[-1], device)
     for depth, fanout in enumerate(shape.fanouts, start=1):
-        level = shape.level(depth)
-        first_above = shape.starts[depth - 2] if depth > 1 else -1
-        p, q = warp.cut(tempered[sequence, row]).exp(), tree.laws[sequence, row]
-        candidates = prefix.gather(1, tree.parents[:, level] - first_above) & tree.valid[:, level]
-        candidates &= going.unsqueeze(1)
-        slots, present = first_true(candidates, fanout)
-        level_tokens = tree.tokens[:, level]
-        verdict = rule(p, q, level_tokens.gather(1, slots), present)
-        hits = (uniforms[:, depth - 1, :fanout] < verdict.accept) & present
-        last = verdict.residual if last is None else torch.where(going.unsqueeze(1), verdict.residual, last)
-
-        going = hits.any(1)
-        node = slots.gather(1, hits.to(torch.int8).argmax(1, keepdim=True))  # [B, 1], within the level
-        token = level_tokens.gather(1, node)
-        prefix = candidates & (level_tokens == token) & going.unsqueeze(1)
-        row = torch.where(going, node.squeeze(1) + level.start + 1, row)
-        rows.append(torch.where(going, row, 0))
-        tokens.append(token)
-        if reading_is_free(device) and not going.any():
+        level, chances = below(shape, depth, device), uniforms[:, depth - 1, :fanout]
+        if compiled is None:
+            state = walk.descend(rule, warp, drafts, level, chances, state)
+        else:
+            state = compiled.descend(drafts, level, chances, state)
+        if reading_is_free(device) and not state.going.any():
             break
-    else:
-        p = warp.cut(tempered[sequence, row]).exp()
-        last = p if last is None else torch.where(going.unsqueeze(1), p, last)
-    return finish(shape, last, rows, tokens, noise)
+    if compiled is None:
+        return walk.finish(warp, tempered, root, noise, state)
+    return compiled.finish(tempered, root, noise, state)
 
 
 def reading_is_free(device: torch.device) -> bool:
@@ -75,19 +45,9 @@ def reading_is_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def finish(shape: TreeShape, last: Tensor, rows: list[Tensor], tokens: list[Tensor], noise: Tensor) -> Outcome:
-    """Draw the last token from its law [B, V] and put it behind the accepted tokens."""
-    padded = torch.nn.functional.pad(torch.stack(rows, 1), (0, shape.depth + 1 - len(rows)))
-    accepted = (padded > 0).sum(1)
-    final = draw(last.log(), noise).unsqueeze(1)
-    line = torch.cat([*tokens, final], 1)
-    line = torch.nn.functional.pad(line, (0, shape.depth + 1 - line.shape[1]))
-    return Outcome(accepted, line.scatter(1, accepted.unsqueeze(1), final), padded)
-
-
-def first_true(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The indices of the first `count` true entries of each row, in order: mask [B, W] -> indices, mask [B, count]."""
-    if mask.shape[1] == count:
-        return torch.arange(count, device=mask.device).expand(mask.shape), mask
-    slots = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    return slots, mask.gather(1, slots)
+@lru_cache(maxsize=1024)
+def below(shape: TreeShape, depth: int, device: torch.device) -> Below:
+    """The level at a depth of 1 to L."""
+    level, above = shape.level(depth), shape.starts[depth - 2] if depth > 1 else -1
+    nodes = torch.arange(level.start, level.stop, device=device)
+    return Below(nodes, torch.tensor(above, device=device), torch.tensor(depth, device=device))

@@ -1,0 +1,110 @@
+"""Functions of tensors compiled ahead of time (torch.export and AOTInductor), kept on disk for all runs of a user."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsdbench.errors import UsageError
+
+
+class Library:
+    """A compiled function: a list of tensors in, a list of tensors out.
+
+    It takes sizes as they come, but the strides of what it was exported with on trust: inputs must be contiguous.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.package = torch._inductor.aoti_load_package(str(path))
+        self.run = self.package.loader.boxed_run  # calling the package reads its description anew each time, in 0.03 ms
+
+    def set_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Let the library read weights where they lie; returns those that it reads, which the caller must hold."""
+        own = {name: weights[name] for name in self.package.get_constant_fqns()}
+        self.package.load_constants(own, check_full_update=True, user_managed=True)
+        return own
+
+
+def library(
+    name: str, parts: Iterable[object], module: torch.nn.Module, inputs: tuple, sizes: tuple, **options: Any
+) -> Library:
+    """A module's forward as a library: compiled now, if no earlier process has left it on disk.
+
+    parts: what its code depends on beside this machine and its versions of libraries; inputs: examples, in which sizes
+    of 0 and 1 would be taken as fixed; sizes: which dimensions of each may differ, as `dynamic_shapes` of
+    `torch.export.export`; options: of Inductor.
+
+    Raises:
+        UsageError: there is no C++ compiler, the code cannot be exported, or the library cannot be kept on disk.
+    """
+    path = file_of(name, parts, options)
+    if path.exists():
+        with suppress(RuntimeError):  # a damaged file is written anew
+            return Library(path)
+    if not compiler_at_hand():
+        raise UsageError("compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            build(Path(folder) / path.name, module, inputs, sizes, options).replace(path)
+        return Library(path)
+    except OSError as error:
+        raise UsageError(
+            f"compiled code cannot be kept in '{path.parent}' ({error.strerror or error}): make room there, set "
+            "$XDG_CACHE_HOME to another folder, or take compile=false"
+        ) from None
+    except Exception as error:  # of any kind: exporting runs all of the module's own code
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{name} cannot be compiled ({reason}): take compile=false") from error
+
+
+def build(path: Path, module: torch.nn.Module, inputs: tuple, sizes: tuple, options: dict[str, Any]) -> Path:
+    """Export and compile into a file."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
+        return Path(
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+        )
+
+
+def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:
+    """Where a library lies; its name ends in a hash of what it depends on, versions, this processor and threads."""
+    here = torch.__version__, version("transformers"), processor(), torch.get_num_threads(), sorted(options.items())
+    key = hashlib.sha256(repr((*parts, *here, Path(__file__).read_text())).encode()).hexdigest()[:16]
+    return cache_folder() / f"{name}-{key}.pt2"
+
+
+@lru_cache
+def processor() -> str:
+    """What the compiler takes from the processor it runs on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return f"{platform.machine()} {platform.processor()}"
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept, for all runs of a user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rsdbench" / "compiled"
+
+
+def compiler_at_hand() -> bool:
+    """Whether there is a C++ compiler to call."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None

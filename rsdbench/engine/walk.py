@@ -1,0 +1,130 @@
+"""One level of verification, and the end of it: tensors in, tensors out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rsdbench.rules import Rule
+from rsdbench.sampling.gumbel import draw
+from rsdbench.sampling.laws import Warp
+
+
+class Walk(NamedTuple):
+    """How far each sequence has come down its tree.
+
+    row [B]: tree row of its last accepted token; going [B] bool: whether a draft was accepted at every level so far;
+    prefix [B, W']: the nodes of the level above that stand for what was accepted; last [B, V]: the law of the block's
+    last token where the walk has ended; rows and tokens [B, L + 1], as in `Outcome`, without that token.
+    """
+
+    row: Tensor
+    going: Tensor
+    prefix: Tensor
+    last: Tensor
+    rows: Tensor
+    tokens: Tensor
+
+
+class Outcome(NamedTuple):
+    """What a block yields for each sequence.
+
+    accepted [B]: accepted drafts; tokens [B, L + 1]: those drafts and the block's last token behind them (the rest
+    is undefined); rows [B, L + 1]: the tree rows of the root and of the accepted drafts (the rest is 0); last_two
+    [B, 2]: the last two tokens of the sequence with all of these; report [B, L + 2]: accepted and tokens.
+    """
+
+    accepted: Tensor
+    tokens: Tensor
+    rows: Tensor
+    last_two: Tensor
+    report: Tensor
+
+
+class Drafts(NamedTuple):
+    """What verification knows of a tree and of its laws; N nodes, E of them expanded.
+
+    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; laws [B, 1 + E, V] of the drafter; tokens, parents and
+    valid [B, N], as in `DraftTree`.
+    """
+
+    tempered: Tensor
+    laws: Tensor
+    tokens: Tensor
+    parents: Tensor
+    valid: Tensor
+
+
+class Below(NamedTuple):
+    """A level of a shape: nodes [W], its nodes; above [], the first node of the level above; depth [], from 1 to L."""
+
+    nodes: Tensor
+    above: Tensor
+    depth: Tensor
+
+
+@lru_cache(maxsize=64)
+def start(batch: int, depth: int, vocabulary: int, device: torch.device) -> Walk:
+    """At the root, of trees of a depth."""
+    zeros = torch.zeros(batch, depth + 1, dtype=torch.long, device=device)
+    going = torch.ones(batch, dtype=torch.bool, device=device)
+    return Walk(zeros[:, 0], going, going.unsqueeze(1), torch.zeros(batch, vocabulary, device=device), zeros, zeros)
+
+
+def descend(rule: Rule, warp: Warp, drafts: Drafts, level: Below, uniforms: Tensor, walk: Walk) -> Walk:
+    """Accept a draft of the next level or none; uniforms [B, k], for as many drafts as can meet below one node.
+
+    The candidates are the nodes below the accepted prefix. Nodes that stand for the same prefix (equal i.i.d.
+    sequences) are followed together, so their children all are candidates.
+    """
+    going = walk.going.unsqueeze(1)
+    tokens, parents, valid = (x.index_select(1, level.nodes) for x in (drafts.tokens, drafts.parents, drafts.valid))
+    candidates = walk.prefix.gather(1, parents - level.above) & valid & going
+    slots, present = first_true(candidates, uniforms.shape[1])
+    p, q = warp.cut(at_row(drafts.tempered, walk.row)).exp(), at_row(drafts.laws, walk.row)
+    verdict = rule(p, q, tokens.gather(1, slots), present)
+    hits = (uniforms < verdict.accept) & present
+    last = torch.where(going, verdict.residual, walk.last)
+
+    going = hits.any(1, keepdim=True)
+    node = slots.gather(1, hits.to(torch.int8).argmax(1, keepdim=True))  # [B, 1], within the level
+    token = tokens.gather(1, node)
+    row = torch.where(going, level.nodes[node] + 1, walk.row.unsqueeze(1))
+    steps = torch.arange(walk.rows.shape[1], device=row.device)
+    return Walk(
+        row=row.squeeze(1),
+        going=going.squeeze(1),
+        prefix=candidates & (tokens == token) & going,
+        last=last,
+        rows=torch.where((steps == level.depth) & going, row, walk.rows),
+        tokens=torch.where(steps == level.depth - 1, token, walk.tokens),
+    )
+
+
+def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk) -> Outcome:
+    """Draw the last token and put it behind the accepted ones: root [B, 1], the token there; noise [B, V], Gumbel."""
+    law = torch.where(walk.going.unsqueeze(1), warp.cut(at_row(tempered, walk.row)).exp(), walk.last)
+    accepted = (walk.rows > 0).sum(1, keepdim=True)
+    tokens = walk.tokens.scatter(1, accepted, draw(law.log(), noise).unsqueeze(1))
+    line = torch.cat([root, tokens], 1)
+    last_two = torch.cat([line.gather(1, accepted), line.gather(1, accepted + 1)], 1)
+    return Outcome(accepted.squeeze(1), tokens, walk.rows, last_two, torch.cat([accepted, tokens], 1))
+
+
+def at_row(laws: Tensor, row: Tensor) -> Tensor:
+    """The laws of one tree row of each sequence: [B, rows, V], [B] -> [B, V]."""
+    return laws[torch.arange(row.shape[0], device=row.device), row]
+
+
+def first_true(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The indices of the first `count` true entries of each row, in order: mask [B, W] -> indices, mask [B, count].
+
+    Where there are fewer, the mask is False and the index 0.
+    """
+    rank = mask.cumsum(1) - 1  # [B, W]
+    chosen = (rank.unsqueeze(1) == torch.arange(count, device=mask.device).unsqueeze(1)) & mask.unsqueeze(1)
+    present = chosen.any(-1)
+    return chosen.to(torch.int8).argmax(-1), present
