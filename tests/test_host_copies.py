@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsdbench.engine import verify
+from rsdbench.engine import decode, verify
 from rsdbench.engine.clock import Clock
 from rsdbench.engine.decode import Decoder
 from rsdbench.engine.methods import get_shape
@@ -36,7 +36,8 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize(("method", "structure", "budget"), [("ar", None, 0), *all_structures((6, 30))])
 @pytest.mark.parametrize("warp", [Warp(0.0), Warp(0.3, 0.9)], ids=["T=0", "T=0.3,top_p=0.9"])
 def test_one_copy_to_the_host_a_block(pairs, monkeypatch, method, structure, budget, warp):
-    monkeypatch.setattr(verify, "reading_is_free", lambda device: False)  # as on an accelerator
+    for module in (decode, verify):
+        monkeypatch.setattr(module, "reading_is_free", lambda device: False)  # as on an accelerator
     copies, real = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor.shape) or real(tensor))
     shape = get_shape(method, structure)

@@ -8,6 +8,7 @@ Rejected rows stay where they are until the next block writes over them: `attent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,23 +54,29 @@ class StorageLayer(CacheLayerMixin):
 
 
 class TreeCache(Cache):
-    """Storage [layers, 2, B, H, columns, D], allocated once; 2 is keys and values."""
+    """Storage [layers, 2, B, H, columns, D], allocated once; 2 is keys and values.
 
-    def __init__(self, layers: int, batch: int, nodes: int, positions: int) -> None:
+    allocate: gives the storage, of a shape, dtype and device.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, nodes: int, positions: int, allocate: Callable[..., Tensor] = torch.zeros
+    ) -> None:
         super().__init__(layers=[StorageLayer(self, i) for i in range(layers)])
         self.batch = batch
         self.scratch = 2 + nodes
         self.columns = self.scratch + positions
+        self.make = allocate
         self.storage: Tensor | None = None
         self.start = 0
         self.read = slice(0, 0)
         self.viewed: list[Tensor] = []
 
     def allocate(self, like: Tensor) -> None:
-        """Zeroed, not empty: a hidden column has weight 0, and 0 times NaN would still be NaN."""
+        """Zeroed, or at least finite: a hidden column has weight 0, and 0 times NaN would still be NaN."""
         _, heads, _, size = like.shape
         shape = (len(self.layers), 2, self.batch, heads, self.columns, size)
-        self.storage = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.storage = self.make(shape, dtype=like.dtype, device=like.device)
 
     def window(self, start: int, read: slice) -> None:
         """The next forward writes its rows from column `start` on and attends to the columns `read`."""

@@ -27,7 +27,6 @@ from rsdbench.sampling.laws import Warp
 HERE = Path(__file__)
 SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "drafting", "tree"))]
 SOURCES += [HERE.parents[1] / "sampling" / f"{name}.py" for name in ("laws", "gumbel")]
-SLOTS = 8  # drafts below one node come in multiples of this, or there is one
 SMALL = 8192  # a vocabulary up to which a second thread costs more than it helps
 PLAIN = Warp(1.0)  # no top-p; the temperature is in the laws already
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -77,11 +76,6 @@ def or_none(make: Callable[..., Library]) -> Callable[..., Library | None]:
 def source(thing: Any) -> str:
     """The text of the file that a rule or a drafting is in."""
     return inspect.getsource(inspect.getmodule(thing))
-
-
-def slots_of(fanout: int) -> int:
-    """Places for drafts below a node: 1, or the next multiple of `SLOTS`."""
-    return 1 if fanout == 1 else -(-fanout // SLOTS) * SLOTS
 
 
 @lru_cache(maxsize=64)
@@ -159,13 +153,10 @@ class Steps:
         return Level(*found[:5]), found[5]
 
     def descend(self, drafts: Drafts, level: Below, uniforms: Tensor, state: Walk) -> Walk:
-        """`walk.descend`."""
-        slots = slots_of(uniforms.shape[1])
-        step = compiled_descend(self.rule, slots, self.vocabulary)
+        """`walk.descend`; uniforms [B, `walk.slots_of` drafts below a node]."""
+        step = compiled_descend(self.rule, uniforms.shape[1], self.vocabulary)
         if step is None:
             return walk.descend(self.rule, PLAIN, drafts, level, uniforms, state)
-        if slots > uniforms.shape[1]:  # places that no draft takes
-            uniforms = torch.nn.functional.pad(uniforms, (0, slots - uniforms.shape[1]))
         return Walk(*run(step, *drafts, *level, uniforms, *state))
 
     def finish(self, tempered: Tensor, root: Tensor, noise: Tensor, state: Walk) -> Outcome:

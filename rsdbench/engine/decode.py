@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from rsdbench.engine.cache import position_limit
 from rsdbench.engine.clock import PHASES, Clock
+from rsdbench.engine.compiled import Forward
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
-from rsdbench.engine.lane import Lane
+from rsdbench.engine.graphed import bucket
+from rsdbench.engine.lane import Lane, row_numbers
 from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
-from rsdbench.engine.tree import TreeShape
-from rsdbench.engine.verify import verify
-from rsdbench.engine.walk import Outcome
+from rsdbench.engine.tree import DraftTree, TreeShape
+from rsdbench.engine.verify import reading_is_free, verify
+from rsdbench.engine.walk import Outcome, slots_of
 from rsdbench.errors import UsageError
 from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
@@ -96,20 +102,22 @@ class Decoder:
         self, pair: Pair, method: str, shape: TreeShape, warp: Warp, prompts: list[list[int]], max_new_tokens: int,
         limit: int, seed: int, eos_token_id: int | None,
     ) -> None:  # fmt: skip
-        self.method, self.shape, self.warp, self.limit, self.eos = get_method(method), shape, warp, limit, eos_token_id
+        self.name, self.method, self.shape, self.warp = method, get_method(method), shape, warp
+        self.limit, self.eos = limit, eos_token_id
         self.prompts, self.prefixes = prompts, pair.prefixes
         self.steps = pair.steps(self.method.drafting, self.method.rule, warp)
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
-        self.target = Lane(pair.target, shape, warp, len(prompts), positions, compiled=pair.target_forward)
-        self.drafter = None
-        if shape.depth:
-            self.drafter = Lane(pair.drafter, shape, warp, len(prompts), positions, True, pair.drafter_forward)
+        # graphs are for one sequence, in a storage that its prefill allocates
+        self.graphs = pair.graphs if len(prompts) == 1 and len(prompts[0]) > 1 else None
+        self.target = self.lane(pair.target, positions, False, pair.target_forward)
+        self.drafter = self.lane(pair.drafter, positions, True, pair.drafter_forward) if shape.depth else None
         self.device = self.target.device
         self.vocabulary = pair.target.config.vocab_size
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.noise_rows = noise_rows(self.method.drafting, shape)
+        self.slots = slots_of(max(shape.fanouts, default=1))
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
         self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
@@ -117,6 +125,13 @@ class Decoder:
         self.length = torch.tensor(self.lengths, device=self.device)
         last_two = [(p[-2] if len(p) > 1 else 0, p[-1]) for p in prompts]
         self.last_two = torch.tensor(last_two, device=self.device)  # [B, 2]
+
+    def lane(self, model: Any, positions: int, previous: bool, compiled: Forward | None) -> Lane:
+        """A lane for these prompts."""
+        if self.graphs is None:
+            return Lane(model, self.shape, self.warp, len(self.prompts), positions, previous, compiled)
+        storage = partial(self.graphs.storage, (id(model), previous))
+        return Lane(model, self.shape, self.warp, 1, bucket(positions), previous, None, storage)
 
     def run(self) -> Generation:
         """Prefill, then blocks until every sequence has ended."""
@@ -154,47 +169,73 @@ class Decoder:
 
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
-        shape, batch, end = self.shape, len(self.alive), max(self.lengths)
+        shape, batch, end = self.shape, len(self.alive), self.end()
         noise = gumbel_noise((batch, self.noise_rows + 1, self.vocabulary), self.generator)
-        uniforms = torch.rand(
-            batch, shape.depth, max(shape.fanouts, default=0), generator=self.generator, device=self.device
-        )
-        if self.drafter is None:
-            tree = no_tree(self.target, batch)
-        else:
-            tree = draft_tree(
-                self.drafter, self.method.drafting, self.warp, self.last_two, self.length, end, self.limit, noise,
-                self.steps,
-            )  # fmt: skip
+        uniforms = torch.rand(batch, shape.depth, self.slots, generator=self.generator, device=self.device)
+        tree = DraftTree(*self.phase(self.draft, end, self.last_two, self.length, noise))
         assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
         clock.mark("draft")
 
         tokens = torch.cat([self.last_two[:, 1:], tree.tokens], 1)
-        tempered = self.target.rows(tokens, 0, self.length, end, tree.ancestors)
+        (tempered,) = self.phase(self.forward, end, tokens, self.length, tree.ancestors)
         clock.mark("target")
 
-        outcome = verify(
-            shape, tree, tempered, self.method.rule, self.warp, uniforms, noise[:, -1], self.last_two[:, 1:], self.steps
-        )
-        host = outcome.report.tolist()
+        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, noise[:, -1], tokens[:, :1]))
+        most = int(outcome.accepted.max()) if reading_is_free(self.device) else shape.depth
         clock.mark("verify")
 
-        self.commit(outcome, max(accepted for accepted, *_ in host))
-        self.collect(host)
+        self.commit(outcome, most)
+        self.collect(outcome.report.tolist())
         clock.mark("commit")
 
-    def commit(self, outcome: Outcome, most: int) -> None:
-        """Move accepted rows behind the prefix in both caches, and step every sequence forward on the device.
+    def end(self) -> int:
+        """Prefix positions that this block's forwards read: as many as the longest sequence has, or more."""
+        longest = max(self.lengths)
+        if self.graphs is None:
+            return longest
+        caches = (lane.cache for lane in (self.target, self.drafter) if lane is not None)
+        return min(bucket(longest), *(cache.storage.shape[4] - cache.scratch for cache in caches))
 
-        most: accepted drafts of the sequence that has the most; deeper rows need not move.
-        """
-        steps = torch.arange(most + 1, device=self.device)
-        positions = self.length.unsqueeze(1) + steps
-        columns = outcome.rows[:, : most + 1] + 1
+    def phase(self, function: Callable[..., tuple[Tensor, ...]], static: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Call one of the four functions below, or replay its recording for this method and a static argument."""
+        if self.graphs is None:
+            return function(static, *inputs)
+        key = (function.__name__, static, self.name, self.shape, self.warp, self.limit)
+        return self.graphs.run(partial(function, static), inputs, key)
+
+    def draft(self, end: int, last_two: Tensor, length: Tensor, noise: Tensor) -> DraftTree:
+        """The trees."""
+        if self.drafter is None:
+            return no_tree(self.shape, len(length), self.vocabulary, self.device)
+        drafting = self.method.drafting
+        return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise, self.steps)
+
+    def forward(self, end: int, tokens: Tensor, length: Tensor, ancestors: Tensor) -> tuple[Tensor]:
+        """The target's laws at the root and at every node."""
+        return (self.target.rows(tokens, 0, length, end, ancestors),)
+
+    def verify(self, end: int, *inputs: Tensor) -> Outcome:
+        """What is accepted, and the last token; inputs: `DraftTree`, laws, uniforms, noise, root."""
+        fields = len(DraftTree._fields)
+        tree, (tempered, *rest) = DraftTree(*inputs[:fields]), inputs[fields:]
+        return verify(self.shape, tree, tempered, self.method.rule, self.warp, *rest, self.steps)
+
+    def move(self, most: int, rows: Tensor, length: Tensor) -> tuple[()]:
+        """Move accepted rows behind the prefix in both caches; rows [B, L + 1], of which the first `most` + 1 count."""
+        positions = length.unsqueeze(1) + row_numbers(0, most + 1, self.device)
+        columns = rows[:, : most + 1] + 1
         self.target.cache.commit(columns, positions)
         if self.drafter is not None:  # the token before the root and all but the deepest row, which it may not have
             columns = torch.nn.functional.pad(columns[:, :-1], (1, 0))
             self.drafter.cache.commit(columns, positions - 1)
+        return ()
+
+    def commit(self, outcome: Outcome, most: int) -> None:
+        """Move accepted rows behind the prefix, and step every sequence forward on the device.
+
+        most: accepted drafts of the sequence that has the most; deeper rows need not move.
+        """
+        self.phase(self.move, most, outcome.rows, self.length)
         self.last_two = outcome.last_two
         self.length = self.length + outcome.accepted + 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,10 @@ from rsdbench.engine.tree import (
     TreeShape,
     fixed_ancestors,
     fixed_parents,
+    fixed_rows,
     level_rows,
-    node_depths,
     own_rows,
+    row_depths,
 )
 from rsdbench.sampling.laws import Warp
 
@@ -34,47 +37,48 @@ def draft_tree(
     last_two [B, 2]: the token before the root and the root; length [B]: the root's position, at most `end`; limit:
     positions there are; noise [B, noise_rows, V]; compiled: the steps of this drafting, compiled.
     """
-    shape, batch = lane.shape, len(length)
-    level = root_level(batch, lane.device)
-    rows = own_rows(shape, 0, lane.device).expand(batch, -1, -1)  # ancestors of the level's rows
-    fixed = fixed_ancestors(shape, lane.device) if shape.parents is not None else None
+    shape, batch, device = lane.shape, len(length), lane.device
+    drawn = shape.parents is None  # the draws decide the parents
+    level = root_level(batch, device)
+    rows = own_rows(shape, 0, device).expand(batch, -1, -1)  # ancestors of the level's rows
     ancestors, laws, levels, used = [rows], [], [], 0
     for depth in range(1, shape.depth + 1):
         if depth == 1:
             tempered = lane.previous_and_root(last_two, length, end)
         else:
-            first = shape.level(depth - 1).start + 1
-            if fixed is not None:
-                rows = fixed[:, first : first + level.tokens.shape[1]]
-            tempered = lane.rows(level.tokens, first, length, end, rows)
+            rows = rows if drawn else fixed_rows(shape, depth - 1, device)
+            tempered = lane.rows(level.tokens, shape.level(depth - 1).start + 1, length, end, rows)
         log_q = warp.cut(tempered)
         laws.append(log_q)
         more = drafting.noise_rows(shape, depth)
-        own_noise, own = noise[:, used : used + more], own_rows(shape, depth, lane.device)
-        if fixed is None and compiled is not None:
-            level, rows = compiled.expand(level, log_q, own_noise, rows, own)
-        else:
+        own_noise = noise[:, used : used + more]
+        used += more
+        if not drawn:
             level = drafting.expand(level, log_q, own_noise, shape.widths[depth - 1])
-            rows = level_rows(rows, level.parents, own) if fixed is None else rows
+        elif compiled is None:
+            level = drafting.expand(level, log_q, own_noise, shape.widths[depth - 1])
+            rows = level_rows(rows, level.parents, own_rows(shape, depth, device))
+        else:
+            level, rows = compiled.expand(level, log_q, own_noise, rows, own_rows(shape, depth, device))
         levels.append(level)
         ancestors.append(rows)
-        used += more
-    depths = node_depths(shape, lane.device)[1:]
-    starts = [-1, *shape.starts]
+    depths = row_depths(shape, 1, shape.budget, device)
+    if drawn:
+        starts = [-1, *shape.starts]
+        parents = torch.cat([x.parents + start for x, start in zip(levels, starts, strict=False)], 1)
     return DraftTree(
         tokens=torch.cat([x.tokens for x in levels], 1),
-        parents=torch.cat([x.parents + start for x, start in zip(levels, starts, strict=False)], 1)
-        if fixed is None
-        else fixed_parents(shape, lane.device).expand(batch, -1),
+        parents=parents if drawn else fixed_parents(shape, device).expand(batch, -1),
         depth=depths,
         valid=torch.cat([x.valid for x in levels], 1) & (length.unsqueeze(1) + depths < limit),
         laws=torch.cat(laws, 1).exp_(),
-        ancestors=torch.cat(ancestors, 1) if fixed is None else fixed,
+        ancestors=torch.cat(ancestors, 1) if drawn else fixed_ancestors(shape, device),
     )
 
 
-def no_tree(lane: Lane, batch: int) -> DraftTree:
+@lru_cache(maxsize=64)
+def no_tree(shape: TreeShape, batch: int, vocabulary: int, device: torch.device) -> DraftTree:
     """The tree of a method that drafts nothing."""
-    none = torch.zeros(batch, 0, dtype=torch.long, device=lane.device)
-    ancestors = fixed_ancestors(lane.shape, lane.device)
-    return DraftTree(none, none, none[0], none.bool(), torch.empty(batch, 0, 0, device=lane.device), ancestors)
+    none = torch.zeros(batch, 0, dtype=torch.long, device=device)
+    ancestors = fixed_ancestors(shape, device)
+    return DraftTree(none, none, none[0], none.bool(), torch.empty(batch, 0, vocabulary, device=device), ancestors)

@@ -109,8 +109,7 @@ class Sequences(Drafting):
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
         """One token behind each sequence; the root's single law broadcasts over its K draws."""
         tokens = draw(log_q, noise)
-        parents = torch.arange(width, device=tokens.device) if above.tokens.shape[1] > 1 else tokens.new_zeros(width)
-        parents = parents.expand(tokens.shape)
+        parents = shared_parents(above.tokens.shape[1], width, tokens.device).expand(tokens.shape)
         return Level(tokens, parents, above.valid.expand(tokens.shape), above.log_prob, above.score)
 
 
@@ -131,7 +130,7 @@ class Branching(Drafting):
         children = width // parents_above
         _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
         valid = valid & above.valid.unsqueeze(-1)
-        parents = torch.arange(parents_above, device=tokens.device).repeat_interleave(children)
+        parents = shared_parents(parents_above, width, tokens.device)
         tokens = tokens.flatten(1)
         return Level(tokens, parents.expand(tokens.shape), valid.flatten(1), above.log_prob, above.score)
 
@@ -152,6 +151,12 @@ class StochasticBeam(Drafting):
         # a missing node keeps finite numbers, so that nothing drafted below it is NaN
         log_prob = log_prob.flatten(1).gather(1, index).masked_fill(~valid, 0.0)
         return Level(index % vocabulary, index // vocabulary, valid, log_prob, best.masked_fill(~valid, 0.0))
+
+
+@lru_cache(maxsize=256)
+def shared_parents(above: int, width: int, device: torch.device) -> Tensor:
+    """Parents of a level whose nodes are shared out evenly and in order among those above, [width]."""
+    return torch.arange(above, device=device).repeat_interleave(width // above)
 
 
 def beam_and_length(structure: str) -> tuple[int, int]:

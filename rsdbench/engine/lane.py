@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from rsdbench.engine.cache import TreeCache, attention_bias, position_limit
 from rsdbench.engine.compiled import Forward, Rows
-from rsdbench.engine.tree import TreeShape, node_depths, own_rows
+from rsdbench.engine.tree import TreeShape, own_rows, row_depths
 from rsdbench.sampling.laws import Warp
 
 
@@ -24,12 +25,12 @@ class Lane:
 
     def __init__(
         self, model: Any, shape: TreeShape, warp: Warp, batch: int, positions: int, previous: bool = False,
-        compiled: Forward | None = None,
+        compiled: Forward | None = None, allocate: Callable[..., Tensor] = torch.zeros,
     ) -> None:  # fmt: skip
         self.model, self.shape, self.warp, self.compiled = model, shape, warp, compiled
         self.device = model.get_input_embeddings().weight.device
         self.dtype = model.dtype
-        self.cache = TreeCache(model.config.num_hidden_layers, batch, shape.budget, positions)
+        self.cache = TreeCache(model.config.num_hidden_layers, batch, shape.budget, positions, allocate)
         self.last_position = position_limit(model) - 1
         self.previous = torch.tensor(int(previous), device=self.device)
         self.temperature = torch.tensor(float(warp.temperature or 1), device=self.device)
@@ -55,7 +56,7 @@ class Lane:
 
         length [B] is the root's position, at most `end`; ancestors [B or 1, R, 1 + N] bool, what each row sees.
         """
-        depths = node_depths(self.shape, self.device)[row : row + tokens.shape[1]]
+        depths = row_depths(self.shape, row, tokens.shape[1], self.device)
         return self._at(1 + row, tokens, depths, length, end, ancestors)
 
     def previous_and_root(self, last_two: Tensor, length: Tensor, end: int) -> Tensor:
@@ -68,7 +69,7 @@ class Lane:
         # a compiled forward writes where there is something: into the storage that a prefill has allocated
         if self.compiled is not None and self.cache.storage is not None:
             columns = row_numbers(column, tokens.shape[1], self.device)
-            ancestors = ancestors.expand(len(tokens), -1, -1)
+            ancestors = ancestors.expand(tokens.shape[0], -1, -1) if len(ancestors) < len(tokens) else ancestors
             rows = Rows(tokens, depths, ancestors, length, steps, self.previous, columns, self.temperature)
             logits, log_laws = self.compiled(rows, self.cache.views(len(tokens)))
             return log_laws if self.warp.temperature else logits

@@ -14,13 +14,14 @@ from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.engine.compiled import CompiledForward, Forward
 from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.drafting import Drafting
+from rsdbench.engine.graphed import Graphs
 from rsdbench.engine.prefixes import Prefixes
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-EAGER, COMPILED = "eager", "compiled"  # forwards
+EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,8 +29,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Pair:
     """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
 
-    `compile` sets the forwards that decoding uses in place of the models' own; `prefixes`, which keeps nothing unless
-    it is replaced, is where decoding looks for prompts that it has seen.
+    `compile` sets the forwards that decoding uses in place of the models' own, or `graphs`; `prefixes`, which keeps
+    nothing unless it is replaced, is where decoding looks for prompts that it has seen.
     """
 
     target: Any
@@ -37,6 +38,7 @@ class Pair:
     tokenizer: Any = None
     target_forward: Forward | None = None
     drafter_forward: Forward | None = None
+    graphs: Graphs | None = None
     prefixes: Prefixes = field(default_factory=Prefixes)
 
     @property
@@ -47,17 +49,23 @@ class Pair:
     @property
     def forward(self) -> str:
         """How decoding runs the models, as records say it."""
+        if self.graphs is not None:
+            return GRAPHED
         return EAGER if self.target_forward is None else COMPILED
 
     def compile(self) -> None:
-        """Compile both models' forwards, or take what an earlier process has compiled.
+        """On a CPU, compile both models' forwards, or take what an earlier process has compiled; on a GPU, use graphs.
 
         Raises:
-            UsageError: a model is not on a CPU; otherwise as in `ahead.library`.
+            UsageError: the models are not both on one of these; otherwise as in `ahead.library`.
         """
-        for model in (self.target, self.drafter):
-            if model.device.type != "cpu":
-                raise UsageError(f"compile=true needs a CPU, not '{model.device}': take compile=false")
+        devices = {self.target.device.type, self.drafter.device.type}
+        if devices == {"cuda"}:
+            self.graphs = Graphs()
+            return
+        if devices != {"cpu"}:
+            named = " and ".join(sorted(devices))
+            raise UsageError(f"compile=true needs both models on a CPU or on a GPU, not {named}: take compile=false")
         self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter)
 
     def steps(self, drafting: Drafting, rule: Rule, warp: Warp) -> Steps | None:

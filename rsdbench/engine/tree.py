@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,8 +49,7 @@ class TreeShape:
         return slice(self.starts[depth - 1], self.starts[depth])
 
 
-@dataclass(frozen=True)
-class DraftTree:
+class DraftTree(NamedTuple):
     """One block's drafts for a batch of B sequences; N nodes, V tokens.
 
     tokens [B, N]; parents [B, N], -1 for the root; depth [N]; valid [B, N], False where no token was left to draw
@@ -70,6 +70,19 @@ class DraftTree:
 def node_depths(shape: TreeShape, device: torch.device) -> Tensor:
     """Depth of the root and of each node, [1 + N]."""
     return torch.tensor([0, *(d for d, width in enumerate(shape.widths, 1) for _ in range(width))], device=device)
+
+
+@lru_cache(maxsize=1024)
+def row_depths(shape: TreeShape, row: int, count: int, device: torch.device) -> Tensor:
+    """Depths of tree rows `row`, `row` + 1, ..., [count]; 0 is the root."""
+    return node_depths(shape, device)[row : row + count]
+
+
+@lru_cache(maxsize=1024)
+def fixed_rows(shape: TreeShape, depth: int, device: torch.device) -> Tensor:
+    """The rows of `fixed_ancestors` of a level's nodes, [1, width, 1 + N]."""
+    level = shape.level(depth)
+    return fixed_ancestors(shape, device)[:, level.start + 1 : level.stop + 1].contiguous()
 
 
 @lru_cache(maxsize=256)

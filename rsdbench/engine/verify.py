@@ -21,14 +21,15 @@ def verify(
 ) -> Outcome:  # fmt: skip
     """Accept drafts from the root downwards and draw the last token.
 
-    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, max fanout]; noise [B, V], Gumbel, for
+    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, slots of the largest fanout]; noise [B, V], Gumbel, for
     the last token; root [B, 1], the token there; compiled: the same steps, compiled for this rule.
     """
     device = tempered.device
     drafts = Drafts(tempered, tree.laws, tree.tokens, tree.parents, tree.valid)
     state = walk.start(len(tempered), shape.depth, tempered.shape[-1], device)
     for depth, fanout in enumerate(shape.fanouts, start=1):
-        level, chances = below(shape, depth, device), uniforms[:, depth - 1, :fanout]
+        level = below(shape, depth, device)
+        chances = uniforms[:, depth - 1, : fanout if compiled is None else walk.slots_of(fanout)]
         if compiled is None:
             state = walk.descend(rule, warp, drafts, level, chances, state)
         else:

@@ -75,7 +75,7 @@ def start(batch: int, depth: int, vocabulary: int, device: torch.device) -> Walk
 
 
 def descend(rule: Rule, warp: Warp, drafts: Drafts, level: Below, uniforms: Tensor, walk: Walk) -> Walk:
-    """Accept a draft of the next level or none; uniforms [B, k], for as many drafts as can meet below one node.
+    """Accept a draft of the next level or none; uniforms [B, k], for as many drafts as can meet below a node, or more.
 
     The candidates are the nodes below the accepted prefix. Nodes that stand for the same prefix (equal i.i.d.
     sequences) are followed together, so their children all are candidates.
@@ -112,6 +112,11 @@ def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk
     line = torch.cat([root, tokens], 1)
     last_two = torch.cat([line.gather(1, accepted), line.gather(1, accepted + 1)], 1)
     return Outcome(accepted.squeeze(1), tokens, walk.rows, last_two, torch.cat([accepted, tokens], 1))
+
+
+def slots_of(fanout: int) -> int:
+    """Places for drafts below a node: a power of two from 2 on, so that a few compiled steps serve all structures."""
+    return max(2, 1 << (fanout - 1).bit_length())
 
 
 def at_row(laws: Tensor, row: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def cached_pair(
 ) -> Pair:  # fmt: skip
     """The pair of the last row job: rows that differ in the dataset alone share it."""
     pair = load_pair(target, drafter, device, dtype, target_revision, drafter_revision)
-    if compile == "auto" and pair.can_compile:
+    if compile == "auto" and pair.can_compile:  # CUDA graphs are for those who ask
         with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
             pair.compile()
     elif compile is True:

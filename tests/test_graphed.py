@@ -1,0 +1,128 @@
+"""Recorded blocks, on the CPU: a traced graph stands for a CUDA graph, with what is not an input baked in."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import rsdbench
+from rsdbench.engine import decode, graphed, verify
+from rsdbench.engine.graphed import Graphs, bucket
+
+from .conftest import all_structures, make_pair
+
+PROMPT = [2, 5, 9, 33, 12, 7]
+
+
+def traced(function, inputs):
+    """As `graphed.record`: static inputs and outputs, and no Python when it is replayed."""
+    static = [x.clone() for x in inputs]
+    graph = make_fx(lambda *x: tuple(function(*x)))(*static)
+    outputs = [x.clone() for x in graph(*static)]
+
+    def replay(*inputs):
+        torch._foreach_copy_(static, inputs)
+        for own, new in zip(outputs, graph(*static), strict=True):
+            own.copy_(new)
+        return tuple(x.clone() for x in outputs)
+
+    return replay
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Keys of what is recorded."""
+    keys = []
+    monkeypatch.setattr(graphed, "record", lambda function, inputs: keys.append(function) or traced(function, inputs))
+    for module in (decode, verify):
+        monkeypatch.setattr(module, "reading_is_free", lambda device: False)
+    return keys
+
+
+def decoded(pair, prompt, method, structure, new_tokens=24, **settings):
+    out = rsdbench.generate(pair, [prompt], method, structure, new_tokens, 1.0, **settings)
+    return out.tokens, out.blocks, out.accepted_by_depth
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "structure"),
+    [("opt", "ar", "0"), *(("opt", m, s) for m, s, _ in all_structures((6,))), ("mixed", "rsd_s", "3x2"),
+     ("llama", "rsd_s", "3x2"), ("mixed", "spectr", "2x3"), ("opt", "rsd_c", "2-2-2-2"), ("opt", "rsd_s", "6x5")],
+)  # fmt: skip
+def test_recorded_blocks_give_the_same_tokens(recorded, kind, method, structure):
+    pair, plain = make_pair(kind), make_pair(kind)
+    pair.graphs = Graphs()
+    assert pair.forward == "CUDA graphs"
+    for seed in (0, 1):
+        ours, theirs = (decoded(p, PROMPT, method, structure, seed=seed) for p in (pair, plain))
+        assert ours == theirs
+    assert len(recorded) == 4, "draft, forward, verify, move"
+
+
+def test_a_recording_serves_later_prompts_and_seeds(recorded):
+    pair, plain = make_pair("opt"), make_pair("opt")
+    pair.graphs = Graphs()
+    for seed, prompt in enumerate([PROMPT, [2, 40, 41, 3, 3, 3, 60, 9], [7, 8], PROMPT]):
+        assert decoded(pair, prompt, "rsd_s", "3x2", seed=seed) == decoded(plain, prompt, "rsd_s", "3x2", seed=seed)
+    assert len(recorded) == 4, "draft, forward, verify, move"
+    for seed in range(2):  # by turns with another method, as a run times them
+        assert decoded(pair, PROMPT, "ar", "0", seed=seed) == decoded(plain, PROMPT, "ar", "0", seed=seed)
+        assert decoded(pair, PROMPT, "rsd_s", "3x2", seed=seed) == decoded(plain, PROMPT, "rsd_s", "3x2", seed=seed)
+    assert len(recorded) == 4 + 4
+
+
+def test_a_longer_prompt_gets_a_larger_storage_and_new_recordings(recorded, monkeypatch):
+    monkeypatch.setattr(graphed, "BUCKET", 16)
+    pair, plain = make_pair("opt"), make_pair("opt")
+    pair.graphs = Graphs()
+    for prompt in (PROMPT, [2, *range(5, 35)], PROMPT):
+        assert decoded(pair, prompt, "sd", "6", seed=1) == decoded(plain, prompt, "sd", "6", seed=1)
+    assert {s.shape[4] for s in pair.graphs.storages.values()} == {8 + 64}
+    assert bucket(16) == 16
+    assert bucket(17) == 32
+
+
+def test_another_temperature_is_another_recording(recorded):
+    pair, plain = make_pair("opt"), make_pair("opt")
+    pair.graphs = Graphs()
+    for temperature in (1.0, 0.0, 0.3):
+        ours, theirs = (rsdbench.generate(p, [PROMPT], "sd", "6", 12, temperature, seed=3) for p in (pair, plain))
+        assert ours.tokens == theirs.tokens
+    assert len(recorded) == 12
+
+
+def test_batches_and_prompts_of_one_token_run_without(recorded):
+    pair, plain = make_pair("opt"), make_pair("opt")
+    pair.graphs = Graphs()
+    for prompts in ([PROMPT, [2, 7]], [[2]]):
+        ours, theirs = (rsdbench.generate(p, prompts, "sd", "6", 12, 1.0, seed=3) for p in (pair, plain))
+        assert ours.tokens == theirs.tokens
+    assert not recorded
+
+
+def test_recordings_are_limited_and_the_oldest_goes(recorded, monkeypatch):
+    monkeypatch.setattr(graphed, "KEPT", 4)
+    pair = make_pair("opt")
+    pair.graphs = Graphs()
+    for method, structure in (("sd", "6"), ("sd", "6"), ("ar", "0"), ("sd", "6")):
+        decoded(pair, PROMPT, method, structure)
+    assert len(pair.graphs.replays) == 4
+    assert len(recorded) == 12
+
+
+def test_the_stand_in_sees_what_is_not_an_input(recorded):
+    """A function that reads something of one call's own gives that in every replay: the mutant of these tests."""
+    graphs, number = Graphs(), torch.ones(())
+
+    def function(x):
+        return (x + number,)
+
+    assert graphs.run(function, [torch.zeros(())], "key")[0] == 1
+    number = torch.full((), 2.0)
+    assert graphs.run(function, [torch.zeros(())], "key")[0] == 1
+
+
+def test_models_on_different_devices_cannot_be_compiled():
+    pair = make_pair("opt")
+    pair.target = pair.target.to("meta")
+    with pytest.raises(rsdbench.UsageError, match="both models on a CPU or on a GPU, not cpu and meta"):
+        pair.compile()
