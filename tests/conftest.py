@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from rsdbench.engine import ahead
 from rsdbench.engine.models import Pair
 
 
@@ -72,3 +73,11 @@ def all_structures(budgets=(6, 10, 14, 21, 30)):
         for budget, structures in method.drafting.structures.items():
             cases += [(name, s, budget) for s in structures if budget in budgets]
     return cases
+
+
+@pytest.fixture(scope="session")
+def compiled_cache(tmp_path_factory):
+    """A cache of compiled code that no earlier run has filled; the tests of one run share it, for it takes minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield ahead.cache_folder()

@@ -35,7 +35,7 @@ SAMPLES = 20_000
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
+def certificate(tmp_path_factory, compiled_cache):
     """The folder that `rsdbench certify --samples 20000 --out` leaves, and its checks."""
     folder = tmp_path_factory.mktemp("certificate")
     main(["certify", "--samples", str(SAMPLES), "--out", str(folder)])

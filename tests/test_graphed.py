@@ -46,7 +46,7 @@ def decoded(pair, prompt, method, structure, new_tokens=24, **settings):
 @pytest.mark.parametrize(
     ("kind", "method", "structure"),
     [("opt", "ar", "0"), *(("opt", m, s) for m, s, _ in all_structures((6,))), ("mixed", "rsd_s", "3x2"),
-     ("llama", "rsd_s", "3x2"), ("mixed", "spectr", "2x3"), ("opt", "rsd_c", "2-2-2-2"), ("opt", "rsd_s", "6x5")],
+     ("llama", "rsd_s", "3x2"), ("mixed", "spectr", "2x3"), ("opt", "rsd_c", "2-2-2-2")],
 )  # fmt: skip
 def test_recorded_blocks_give_the_same_tokens(recorded, kind, method, structure):
     pair, plain = make_pair(kind), make_pair(kind)
@@ -74,9 +74,9 @@ def test_a_longer_prompt_gets_a_larger_storage_and_new_recordings(recorded, monk
     monkeypatch.setattr(graphed, "BUCKET", 16)
     pair, plain = make_pair("opt"), make_pair("opt")
     pair.graphs = Graphs()
-    for prompt in (PROMPT, [2, *range(5, 35)], PROMPT):
+    for prompt in (PROMPT, [2, *range(5, 25)], PROMPT):
         assert decoded(pair, prompt, "sd", "6", seed=1) == decoded(plain, prompt, "sd", "6", seed=1)
-    assert {s.shape[4] for s in pair.graphs.storages.values()} == {8 + 64}
+    assert {s.shape[4] for s in pair.graphs.storages.values()} == {8 + 48}
     assert bucket(16) == 16
     assert bucket(17) == 32
 

@@ -107,13 +107,13 @@ def test_models_in_half_precision_emit_only_what_the_target_can(warp, dtype, sca
         model.model.decoder.final_layer_norm.weight.data *= scale  # the logits' scale
         model.model.decoder.final_layer_norm.bias.data *= scale
         model.to(dtype)
+    assert pair.target.dtype == dtype
     real, blocks = decode.verify, []
 
-    def checked(shape, tree, logits, rule, own_warp, uniforms, noise):
-        assert logits.dtype == dtype
-        outcome = real(shape, tree, logits, rule, own_warp, uniforms, noise)
-        law = own_warp.law(logits)
-        assert law.dtype == torch.float32
+    def checked(shape, tree, tempered, rule, own_warp, *rest):
+        assert tempered.dtype == torch.float32
+        outcome = real(shape, tree, tempered, rule, own_warp, *rest)
+        law = own_warp.cut(tempered).exp()
         sequence = torch.arange(len(law))
         for step in range(shape.depth + 1):
             here = step <= outcome.accepted

@@ -21,8 +21,9 @@ def verify(
 ) -> Outcome:  # fmt: skip
     """Accept drafts from the root downwards and draw the last token.
 
-    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, slots of the largest fanout]; noise [B, V], Gumbel, for
-    the last token; root [B, 1], the token there; compiled: the same steps, compiled for this rule.
+    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, `walk.slots_of` the largest fanout];
+    noise [B, V], Gumbel, for the last token; root [B, 1], the token there; compiled: the same steps, compiled for this
+    rule.
     """
     device = tempered.device
     drafts = Drafts(tempered, tree.laws, tree.tokens, tree.parents, tree.valid)
