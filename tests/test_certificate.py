@@ -22,7 +22,7 @@ import torch
 from rsdbench.certificate import certify, joint, shipped
 from rsdbench.certificate.mutants import MUTANTS, SHARP, T1
 from rsdbench.engine import methods
-from rsdbench.engine.compiled import compiler_at_hand
+from rsdbench.engine.ahead import compiler_at_hand
 from rsdbench.engine.drafting import SEQUENCES
 from rsdbench.engine.methods import METHODS, Method
 from rsdbench.engine.models import COMPILED, EAGER
