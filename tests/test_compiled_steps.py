@@ -1,7 +1,5 @@
 """Compiled steps of drafting and verification: the same numbers as the functions that they are made of."""
 
-from collections import Counter
-
 import pytest
 import torch
 
@@ -84,14 +82,17 @@ def test_a_beam_grows_the_same_way(beam, batch):
         level = theirs
 
 
-def test_a_few_libraries_serve_all_structures(cache):
+def test_a_few_libraries_serve_all_structures_and_vocabularies(cache):
     for method in METHODS.values():
         for structures in method.drafting.structures.values():
             for structure in structures:
                 assert {walk.slots_of(f) for f in method.drafting.shape(structure).fanouts} <= {2, 4, 8}
-    names = Counter(f.name.split("-")[0] for f in cache.iterdir())
-    assert names["descend"] <= 6, "two rules, three numbers of drafts"
-    assert names["expand"] == names["finish"] == 1
+    rule, drafting = METHODS["rsd_s"].rule, METHODS["rsd_s"].drafting
+    for words in (WORDS, WORDS + 4):
+        made = compiled_steps.compiled_descend(rule, 2, words), compiled_steps.compiled_finish(words)
+        assert None not in (*made, compiled_steps.compiled_expand(drafting, words))
+        files = {f.name for f in cache.iterdir()} if words == WORDS else files
+    assert {f.name for f in cache.iterdir()} == files
 
 
 def a_new_rule(p, q, drafts, present):
