@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ def work(arguments, out, err, cwd, environment):
     os.environ.update(environment)
     os.chdir(cwd)
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 
     from rsdbench.faces.cli import main
 

@@ -76,7 +76,7 @@ def test_a_longer_prompt_gets_a_larger_storage_and_new_recordings(recorded, monk
     pair.graphs = Graphs()
     for prompt in (PROMPT, [2, *range(5, 25)], PROMPT):
         assert decoded(pair, prompt, "sd", "6", seed=1) == decoded(plain, prompt, "sd", "6", seed=1)
-    assert {s.shape[4] for s in pair.graphs.storages.values()} == {8 + 48}
+    assert {s.shape[4] for s in pair.graphs.storages.values()} == {8 + 64}
     assert bucket(16) == 16
     assert bucket(17) == 32
 

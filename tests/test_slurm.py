@@ -230,8 +230,8 @@ def test_out_of_time_a_task_queues_itself_again(cluster, tmp_path):
     assert 0 < finished < 1200
 
     def further():
-        if cluster.job(job).get("JobState") == "PENDING":  # its two minutes of delay, or out of time once more
-            cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        if cluster.job(job).get("JobState") == "PENDING":  # with its two minutes of delay, and too little time
+            cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")
         return prompts() > finished
 
     wait_for(further, "the next start to go on from the one before", 150)
