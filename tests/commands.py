@@ -13,7 +13,9 @@ from tempfile import mkdtemp
 ROOT = Path(__file__).resolve().parents[1]
 # seconds in all: enough batches to be interrupted in
 SMALL = ["experiment=smoke", "drafter=opt-25k", "target=opt-2.6m", "dataset=wmt", "methods=[sd]", "budgets=[6]"]
-LONG = [*SMALL, "dataset.num_prompts=40", "quality.batch_size=1", "speed.num_prompts=0", "decode.max_new_tokens=16"]
+LONG = [*SMALL, "dataset.num_prompts=60", "quality.batch_size=1", "speed.num_prompts=0", "decode.max_new_tokens=16"]
+
+LONG_ENOUGH = 300  # seconds: what has not happened by then, on a machine that is busy with other work, will not happen
 
 context = get_context("forkserver")
 context.set_forkserver_preload(["tests.preload"])
@@ -58,7 +60,7 @@ class Command:
     def err(self):
         return (self.folder / "err").read_text()
 
-    def wait(self, code=0, seconds=120):
+    def wait(self, code=0, seconds=LONG_ENOUGH):
         self.process.join(seconds)
         assert self.process.exitcode == code, f"{self.arguments}: {self.process.exitcode}\n{self.err}"
         assert "Traceback" not in self.err
@@ -80,12 +82,18 @@ def shell(*arguments, code=0, cwd=ROOT):
     return ran.stdout, ran.stderr
 
 
-def wait_for(condition, what, seconds=60):
+def wait_for(condition, what, seconds=LONG_ENOUGH):
     """Look until something holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"no {what} in {seconds} s"
         time.sleep(0.02)
+
+
+def in_the_second_cell(results):
+    """Wait until LONG has done one cell and a part of the next one."""
+    wait_for(lambda: cells(results) and progress(results, ".running"), "claim of the second cell")
+    time.sleep(1.5)
 
 
 def cells(results):

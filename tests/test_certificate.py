@@ -31,6 +31,8 @@ from rsdbench.faces.cli import main
 from rsdbench.rules.recursive_rejection import recursive_rejection
 from rsdbench.sampling.laws import Warp
 
+from .commands import LONG_ENOUGH
+
 SAMPLES = 20_000
 
 
@@ -177,7 +179,7 @@ def test_an_interrupt_is_one_line_and_leaves_no_worker(tmp_path):
     )  # fmt: skip
     main_process, workers = psutil.Process(running.pid), []
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LONG_ENOUGH
         while not workers or not (tmp_path / "out").is_dir():
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -185,9 +187,9 @@ def test_an_interrupt_is_one_line_and_leaves_no_worker(tmp_path):
         time.sleep(1)
         for process in (*workers, main_process):  # as a terminal does
             process.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=LONG_ENOUGH)
         assert (running.returncode, out, err) == (130, "", "rsdbench: interrupted\n")
-        assert not psutil.wait_procs(workers, timeout=10)[1]
+        assert not psutil.wait_procs(workers, timeout=LONG_ENOUGH)[1]
     finally:
         for process in (*workers, main_process):
             if process.is_running():

@@ -19,7 +19,7 @@ from rsdbench.experiment.overview import overview
 from rsdbench.files import left_over, now, whole_file
 
 from . import commands
-from .commands import SMALL, Command, cells, rsdbench, tokens, wait_for
+from .commands import SMALL, Command, cells, in_the_second_cell, rsdbench, tokens
 
 AXES = ["experiment=smoke", "target=opt-2.6m", "dataset=wmt", "budgets=[6,30]"]  # 2 rows, 18 cells
 KILLS = 50
@@ -93,7 +93,7 @@ def test_32_processes_share_one_folder(tmp_path, undisturbed):
         rsdbench("plan", *AXES, f"drafter={drafters}", f"results={tmp_path}", "--manifest", tmp_path / row)
     started = [Command("run", "--manifest", tmp_path / "ab"[i % 2], "--task", str(i // 2 % 2)) for i in range(32)]
     for command in started:
-        command.wait(seconds=300)
+        command.wait()
     assert tokens(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.partial"))
     assert not commands.progress(tmp_path, ".running")
@@ -250,8 +250,7 @@ def test_bad_progress_files_cost_no_more_than_the_prompts_in_them(tmp_path):
 
 def test_an_interrupt_from_the_keyboard_keeps_prompts_too(tmp_path):
     run = Command("run", *commands.LONG, "dataset.num_prompts=600", f"results={tmp_path}")
-    wait_for(lambda: cells(tmp_path) and commands.progress(tmp_path, ".running"), "claim of the second cell")
-    time.sleep(0.5)
+    in_the_second_cell(tmp_path)
     os.kill(run.pid, signal.SIGINT)
     _, err = run.wait(130)
     assert "rsdbench: interrupted" in err

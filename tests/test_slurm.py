@@ -17,7 +17,7 @@ import pytest
 
 from rsdbench.experiment.overview import overview
 
-from .commands import LONG, ROOT, SMALL, cells, progress, rsdbench, tokens, wait_for
+from .commands import LONG, ROOT, SMALL, cells, in_the_second_cell, progress, rsdbench, tokens, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "srun")
 absent = [name for name in PROGRAMS if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") is None]
@@ -26,6 +26,9 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starts Slurm's daemons, as root only: sudo bash scripts/test.sh"),
 ]
 SCRIPT = ROOT / "scripts" / "slurm_array.sbatch"
+# seconds: a node refuses a task that starts in the second of its requeue ("Job credential revoked"), which is what
+# Slurm's delay of two minutes is for
+REVOKED = 3
 SMALL_TASK = ["--gres=none", "--cpus-per-task=1", "--mem=1G"]
 
 
@@ -99,13 +102,18 @@ class Cluster:
         text = self.ask("scontrol", "show", "job", job)
         return dict(re.findall(r"(\w+)=(\S*)", text.split("\n\n")[0]))
 
-    def wait_until(self, job, *states, seconds=120):
-        wait_for(lambda: self.job(job).get("JobState") in states, f"{states} of job {job}", seconds)
+    def wait_until(self, job, *states):
+        wait_for(lambda: self.job(job).get("JobState") in states, f"{states} of job {job}")
+
+    def hasten(self, job, *changes):
+        """Let a task that waits for its two minutes of delay start now."""
+        time.sleep(REVOKED)
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
 
     def release(self, job):
         """Let a requeued task start without its two minutes of delay."""
         wait_for(lambda: self.job(job).get("JobState") == "PENDING", "requeued task")
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now", check=True)
+        self.hasten(job)
         wait_for(lambda: self.job(job).get("JobState") != "PENDING", "start of the requeued task")
 
     def finish(self, job):
@@ -113,10 +121,10 @@ class Cluster:
 
         def completed():
             if self.job(job).get("JobState") == "PENDING":
-                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+                self.hasten(job)
             return self.job(job).get("JobState") == "COMPLETED"
 
-        wait_for(completed, f"end of job {job}", 120)
+        wait_for(completed, f"end of job {job}")
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +154,6 @@ def plan(folder, *overrides):
 
 def log(folder):
     return "\n".join(file.read_text() for file in sorted(folder.glob("slurm-*.log")))
-
-
-def in_the_second_cell(results):
-    """Wait until one cell is done and a part of the next one."""
-    wait_for(lambda: cells(results) and progress(results, ".running"), "claim of the second cell", 120)
-    time.sleep(0.5)
 
 
 def test_an_array_runs_a_manifest(cluster, tmp_path):
@@ -222,7 +224,7 @@ def test_out_of_time_a_task_queues_itself_again(cluster, tmp_path):
 
         return sum(pq.read_table(file).num_rows for file in (*cells(results), *progress(results, ".kept")))
 
-    wait_for(lambda: cluster.job(job).get("Restarts") == "1", "requeue", 150)
+    wait_for(lambda: cluster.job(job).get("Restarts") == "1", "requeue")
     cluster.wait_until(job, "PENDING")
     assert "stopped by SIGUSR1" in log(tmp_path)
     assert not progress(results, ".running")
@@ -231,10 +233,10 @@ def test_out_of_time_a_task_queues_itself_again(cluster, tmp_path):
 
     def further():
         if cluster.job(job).get("JobState") == "PENDING":  # with its two minutes of delay, and too little time
-            cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")
+            cluster.hasten(job, "TimeLimit=10")
         return prompts() > finished
 
-    wait_for(further, "the next start to go on from the one before", 150)
+    wait_for(further, "the next start to go on from the one before")
     cluster.ask("scancel", job, check=True)
     wait_for(lambda: not progress(results, ".running"), "end of the process")
 
@@ -268,7 +270,7 @@ def test_a_node_that_goes_down_and_returns_loses_no_cell(cluster, tmp_path, undi
     cluster.ask("scontrol", "update", "NodeName=localhost", "State=DOWN", "Reason=power", check=True)
     cluster.wait_until(job, "PENDING")
     assert len(cells(results)) == 1
-    assert overview(results).count("running") == 0, "a claim of a dead process is not taken for life"
+    wait_for(lambda: not overview(results).count("running"), "end of the claim: it is not taken for life", 30)
     cluster.start_node()
     cluster.finish(job)  # the controller may end the new task once more, for the old one's sake
     assert tokens(results) == undisturbed

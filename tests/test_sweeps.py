@@ -19,7 +19,7 @@ from rsdbench.experiment.plan import planned_rows, quoted
 from rsdbench.experiment.preemption import CODE, Preempted, preemptible, shielded
 
 from . import commands
-from .commands import LONG, SMALL, Command, cells, lines, rsdbench, tokens, wait_for
+from .commands import LONG, SMALL, Command, cells, in_the_second_cell, lines, rsdbench, tokens, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_manifest_has_a_line_a_row_job_and_its_tasks_are_the_sweep(tmp_path):
 
 
 def test_relative_paths_are_frozen_as_absolute_ones(tmp_path):
-    from rsdbench.experiment.tasks import DATA
+    from rsdbench.experiment.splits import DATA
 
     (tmp_path / "set.parquet").write_bytes((DATA / "debian_de_en.parquet").read_bytes())
     rsdbench("plan", *SMALL, "dataset.path=set.parquet", "results=r", "--manifest", "m.jsonl", cwd=tmp_path)
@@ -147,8 +147,7 @@ def test_bad_input_to_plan_status_and_merge_is_one_line(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_keeps_finished_prompts_and_the_next_run_goes_on(tmp_path, undisturbed, name):
     run = Command("run", *LONG, f"results={tmp_path}")
-    wait_for(lambda: cells(tmp_path) and commands.progress(tmp_path, ".running"), "claim of the second cell")
-    time.sleep(0.5)
+    in_the_second_cell(tmp_path)
     sent = time.monotonic()
     os.kill(run.pid, getattr(signal, name))
     _, err = run.wait(CODE)
@@ -157,7 +156,7 @@ def test_a_signal_keeps_finished_prompts_and_the_next_run_goes_on(tmp_path, undi
     assert not commands.progress(tmp_path, ".running"), "the claim is given back"
     (kept,) = commands.progress(tmp_path, ".kept")
     prompts = pq.read_table(kept).num_rows
-    assert 0 < prompts < 40
+    assert 0 < prompts < 60
     rsdbench("run", *LONG, f"results={tmp_path}")
     assert tokens(tmp_path) == undisturbed
     assert not commands.progress(tmp_path, ".kept")
@@ -324,7 +323,7 @@ def test_models_that_cannot_be_loaded_fail_their_row(tmp_path, monkeypatch):
     def broken(*_):
         raise MemoryError("no room for the weights")
 
-    monkeypatch.setattr(runner, "cached_pair", broken)
+    monkeypatch.setattr(runner, "pair_of", broken)
     (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
     assert face.run_rows([planned]) == 1
     assert overview(tmp_path).reasons == {c.id: "MemoryError: no room for the weights" for c in planned.cells}
