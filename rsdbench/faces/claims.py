@@ -1,0 +1,68 @@
+"""`rsdbench claims`: what the paper's figure shows, held against results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from rsdbench.errors import UsageError
+from rsdbench.experiment.paper import FAILS, HOLDS, UNDECIDED, Claim, Quantity, claims
+from rsdbench.experiment.points import Results
+from rsdbench.faces.output import output
+
+COLORS = {HOLDS: "green", FAILS: "red", UNDECIDED: "yellow"}
+
+
+def main(arguments: list[str]) -> None:
+    """Print the claims with their verdicts, or write their quantities as CSV.
+
+    Raises:
+        UsageError: the results are not usable, or the file cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        "rsdbench claims", description="What the paper's figure shows, held against results."
+    )
+    parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
+    parser.add_argument("--out", type=Path, help="write CSV: claim, verdict, quantity, value, low, high")
+    args = parser.parse_args(arguments)
+    if args.out is not None and args.out.suffix != ".csv":
+        raise UsageError(f"--out '{args.out}' must end in .csv")
+    results = Results.load(args.results)
+    found = claims(results)
+    if args.out is None:
+        print_claims(found)
+    else:
+        with output(args.out) as stream:
+            as_frame(found).to_csv(stream, index=False)
+        print(f"{args.out}: {len(found)} claims")
+    counts = {verdict: sum(claim.verdict == verdict for claim in found) for verdict in COLORS}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    if missing := results.missing():
+        print(missing)
+
+
+def as_frame(found: list[Claim]) -> pd.DataFrame:
+    """One row a quantity; a claim without any has one row."""
+    rows = []
+    for claim in found:
+        for q in claim.quantities or [Quantity("", *[float("nan")] * 3, (0, 0))]:
+            rows.append((claim.text, claim.verdict, q.name, q.value, q.low, q.high))
+    return pd.DataFrame(rows, columns=["claim", "verdict", "quantity", "value", "low", "high"])
+
+
+def print_claims(found: list[Claim]) -> None:
+    """One line a claim, its quantities beside it."""
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    table = Table(caption="ratios, with intervals that hold together within a claim (95 %)", show_lines=True)
+    for column in ("the paper's figure shows", "here", "ratios"):
+        table.add_column(column)
+    for claim in found:
+        lines = [f"{q.name}  {q.value:.3f} [{q.low:.3f}, {q.high:.3f}]" for q in claim.quantities]
+        verdict = f"[{COLORS[claim.verdict]}]{claim.verdict}[/]"
+        table.add_row(claim.text, verdict, "\n".join(lines) or "the results lack a part of what this needs")
+    console.print(table)
