@@ -36,7 +36,7 @@ from rsdbench.engine.decode import Generation
 from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import BASELINE, METHODS, get_shape
 from rsdbench.engine.models import Pair, parameters
-from rsdbench.experiment.tasks import DATA
+from rsdbench.experiment.splits import DATA
 from rsdbench.sampling.laws import Warp
 
 ROOT = Path(__file__).resolve().parents[1]

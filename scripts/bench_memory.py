@@ -71,7 +71,7 @@ def counted_caches() -> Iterator[list[int]]:
 
     def allocate(cache: TreeCache, like: torch.Tensor) -> None:
         real(cache, like)
-        allocated[0] += cache.storage.nbytes
+        allocated[0] += sum(storage.nbytes for storage in cache.storage)
 
     TreeCache.allocate = allocate
     try:

@@ -24,7 +24,7 @@ from rsdbench.engine.models import Pair
 from rsdbench.experiment.compose import row_configs
 from rsdbench.experiment.metrics import RESAMPLES_ACCURACY, estimate, resampled_counts
 from rsdbench.experiment.scores import of_resamples, of_texts
-from rsdbench.experiment.tasks import answer_text, load_examples, stop_token
+from rsdbench.experiment.tasks import answer_text, load_examples, stop_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = tuple(RECIPES)  # two drafters, three targets
@@ -62,7 +62,7 @@ def answers(pair: Pair, dataset: str, target: str, prompts: int) -> pd.DataFrame
     overrides = ["experiment=standin_full", "drafter=opt-25k", f"target={target}", f"dataset={dataset}"]
     (config,) = row_configs([*overrides, f"dataset.num_prompts={prompts}"])
     examples = load_examples(config.dataset, pair.tokenizer, config.dataset.max_prompt_tokens)
-    stop = stop_token(config.dataset, pair.tokenizer)
+    stop = stop_tokens(config.dataset, pair.tokenizer)
     rows = []
     for start in range(0, len(examples) * ANSWERS, BATCH):
         batch = [examples[i % len(examples)] for i in range(start, min(start + BATCH, len(examples) * ANSWERS))]

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.experiment.compose import AXES, CONFIGS, compose, row_configs
 from rsdbench.experiment.grid import points_of
+from rsdbench.experiment.tasks import check_dataset_settings
 
 TABLE = {
     "sd": {6: ["6"], 10: ["10"], 14: ["14"], 21: ["21"], 30: ["30"]},
@@ -74,6 +75,17 @@ def test_the_papers_grid_is_the_papers():
         for d in ("125m", "350m") for t in ("13b", "30b", "66b") for s in ("wmt", "xsum")
     ]  # fmt: skip
     assert {(c.decode.temperature, c.decode.max_new_tokens) for c in configs} == {(0.3, 128)}
+
+
+def test_the_papers_datasets_are_pinned_and_their_prompts_a_sample():
+    wmt, xsum = (c.dataset for c in rows("experiment=paper", "drafter=opt-125m", "target=opt-13b"))
+    assert (wmt.path, wmt.config, wmt.split, wmt.stop) == ("wmt/wmt18", "de-en", "test", "line")
+    assert (xsum.path, xsum.config, xsum.split, xsum.stop) == ("EdinburghNLP/xsum", None, "test", "sentence")
+    for dataset in (wmt, xsum):
+        check_dataset_settings(dataset)
+        check_dataset_settings(OmegaConf.merge(dataset, {"shots": 1}))
+        assert len(dataset.revision) == 40
+        assert (dataset.num_prompts, dataset.shuffle, dataset.shots, dataset.cut) == (256, 0, 0, "longest")
 
 
 def test_axes_narrow_the_grid_and_overrides_reach_every_row():

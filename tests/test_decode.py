@@ -80,6 +80,16 @@ def test_end_of_sequence_is_exact_to_the_token(pairs):
         assert out.tokens == expected
 
 
+def test_a_sequence_ends_with_any_of_several_tokens(pairs):
+    whole = rsdbench.generate(pairs["opt"], PROMPTS, "ar", max_new_tokens=20, temperature=0).tokens
+    ends = {whole[0][7], whole[1][3]}
+    expected = [t[: min((i for i, x in enumerate(t) if x in ends), default=19) + 1] for t in whole]
+    assert len({t[-1] for t in expected} & ends) == 2
+    for method, structure in (("ar", None), ("sd", "6"), ("rsd_s", "2x3")):
+        out = rsdbench.generate(pairs["opt"], PROMPTS, method, structure, 20, temperature=0, eos_token_id=sorted(ends))
+        assert out.tokens == expected
+
+
 @pytest.mark.parametrize("new_tokens", [1, 2, 5])
 def test_length_limit_is_exact_to_the_token(pairs, new_tokens):
     for method, structure, _ in all_structures((14,)):

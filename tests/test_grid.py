@@ -282,7 +282,7 @@ def test_bad_input_to_run_is_one_line_and_code_2(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly': choose from run, plan, status, merge, figure, table, certify"),
+        (["fly"], "unknown command 'fly': choose from run, plan, doctor, status, merge, figure, table, claims, "),
         (["figure", "/no/results", "--out", "x.png"], "holds no results"),
         (["table", "/no/results"], "holds no results"),
         (["figure", "RESULTS", "--out", "x.gif"], "must end in .png, .pdf, .svg"),

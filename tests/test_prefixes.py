@@ -54,7 +54,7 @@ def test_memory_is_limited_and_what_came_first_stays(forwarded):
     for _ in range(3):
         for prompt in prompts:
             rsdbench.generate(pair, [prompt], "ar", None, 4)
-    assert pair.prefixes.size == sum(p.nbytes for p in pair.prefixes.kept.values()) == 2 * one
+    assert pair.prefixes.size == sum(part.nbytes for kept in pair.prefixes.kept.values() for part in kept) == 2 * one
     assert len(forwarded) == 3 + 1 + 1
 
 
@@ -63,7 +63,7 @@ def test_decoding_does_not_change_what_is_kept():
     pair.prefixes = Prefixes(2**20)
     for method in ("ar", "rsd_s", "sd"):
         rsdbench.generate(pair, PROMPTS, method, None if method == "ar" else "2x3" if method == "rsd_s" else "6", 12)
-        kept = {key: value.clone() for key, value in pair.prefixes.kept.items()}
+        kept = {key: [part.clone() for part in parts] for key, parts in pair.prefixes.kept.items()}
         rsdbench.generate(pair, PROMPTS, "spectr", "3x2", 12)
         for key, value in kept.items():
             torch.testing.assert_close(pair.prefixes.kept[key], value, rtol=0, atol=0)

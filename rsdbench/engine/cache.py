@@ -1,19 +1,25 @@
 """Key/value storage of one model for a batch of sequences and the tree rows of the current block.
 
+Keys and values of a layer stay on its device; neighbouring layers on one device share a tensor.
 Columns of the storage: one for the token before the root ("previous", which only the drafter is given again), one for
 the root, one for each tree node, and then the prefix, the token at position i in column `scratch + i`. A forward
-writes its rows into the scratch columns; `commit` copies the accepted ones to their positions, for all layers at once.
+writes its rows into the scratch columns; `commit` copies the accepted ones to their positions, for all layers of a
+device at once.
 Rejected rows stay where they are until the next block writes over them: `attention_bias` hides them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+UNLIMITED = 2**31  # positions of a model that names no limit
 
 
 class StorageLayer(CacheLayerMixin):
@@ -26,7 +32,8 @@ class StorageLayer(CacheLayerMixin):
 
     def __init__(self, cache: Any, index: int) -> None:
         super().__init__()
-        self.cache, self.index = cache, index
+        self.cache = weakref.proxy(cache)  # which holds this layer: its storage must go with its last user, not later
+        self.index = index
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the storage of all layers when the first keys show their shape."""
@@ -34,7 +41,7 @@ class StorageLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, H, rows, D] at the current window; return all that the window reads."""
-        if self.cache.storage is None:
+        if not self.cache.storage:
             self.lazy_initialization(key_states, value_states)
         return self.cache.write(self.index, key_states, value_states)
 
@@ -54,20 +61,23 @@ class StorageLayer(CacheLayerMixin):
 
 
 class TreeCache(Cache):
-    """Storage [layers, 2, B, H, columns, D], allocated once; 2 is keys and values.
+    """Storage [layers, 2, B, H, columns, D] for each run of layers on one device, allocated once; 2 is keys and values.
 
-    allocate: gives the storage, of a shape, dtype and device.
+    devices: of each layer; allocate: gives the storage of a run, of a shape, dtype and device.
     """
 
     def __init__(
-        self, layers: int, batch: int, nodes: int, positions: int, allocate: Callable[..., Tensor] = torch.zeros
-    ) -> None:
-        super().__init__(layers=[StorageLayer(self, i) for i in range(layers)])
+        self, devices: Sequence[torch.device], batch: int, nodes: int, positions: int,
+        allocate: Callable[..., Tensor] = torch.zeros,
+    ) -> None:  # fmt: skip
+        super().__init__(layers=[StorageLayer(self, i) for i in range(len(devices))])
+        self.runs = [(device, len(list(run))) for device, run in groupby(devices)]
         self.batch = batch
         self.scratch = 2 + nodes
         self.columns = self.scratch + positions
         self.make = allocate
-        self.storage: Tensor | None = None
+        self.storage: list[Tensor] = []
+        self.own: list[Tensor] = []  # of each layer, [2, B, H, columns, D]
         self.start = 0
         self.read = slice(0, 0)
         self.viewed: list[Tensor] = []
@@ -75,8 +85,9 @@ class TreeCache(Cache):
     def allocate(self, like: Tensor) -> None:
         """Zeroed, or at least finite: a hidden column has weight 0, and 0 times NaN would still be NaN."""
         _, heads, _, size = like.shape
-        shape = (len(self.layers), 2, self.batch, heads, self.columns, size)
-        self.storage = self.make(shape, dtype=like.dtype, device=like.device)
+        shape = (2, self.batch, heads, self.columns, size)
+        self.storage = [self.make((count, *shape), dtype=like.dtype, device=device) for device, count in self.runs]
+        self.own = [layer for storage in self.storage for layer in storage]
 
     def window(self, start: int, read: slice) -> None:
         """The next forward writes its rows from column `start` on and attends to the columns `read`."""
@@ -84,7 +95,7 @@ class TreeCache(Cache):
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [B, H, rows, D] into one layer; returns its keys and values [B, H, read, D]."""
-        own = self.storage[layer, :, : keys.shape[0]]
+        own = self.own[layer][:, : keys.shape[0]]
         rows = slice(self.start, self.start + keys.shape[2])
         own[0, :, :, rows] = keys
         own[1, :, :, rows] = values
@@ -94,41 +105,48 @@ class TreeCache(Cache):
     def views(self, batch: int) -> list[Tensor]:
         """Keys and values of each layer in turn, [B, H, columns, D], of the first sequences."""
         if not self.viewed or self.viewed[0].shape[0] != batch:
-            self.viewed = [half[:batch] for layer in self.storage for half in layer]
+            self.viewed = [half[:batch] for layer in self.own for half in layer]
         return self.viewed
 
     def commit(self, columns: Tensor, positions: Tensor) -> None:
-        """Copy scratch columns [B, R] to the prefix positions [B, R], all layers at once.
+        """Copy scratch columns [B, R] to the prefix positions [B, R], all layers of a device at once.
 
         Rows that were not accepted may be among them, at positions behind the accepted ones: they are hidden there
         until they are written over.
         """
-        if columns.shape[0] == 1:
-            rows = self.storage[:, :, :1].index_select(4, columns[0])
-            self.storage[:, :, :1].index_copy_(4, positions[0] + self.scratch, rows)
-        else:
-            sequence = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
-            rows = self.storage[:, :, sequence, :, columns]
-            self.storage[:, :, sequence, :, positions + self.scratch] = rows
+        here = {d: (columns.to(d), positions.to(d) + self.scratch) for d in {s.device for s in self.storage}}
+        for storage in self.storage:
+            copy_columns(storage, *here[storage.device])
 
-    def prefix(self, width: int) -> Tensor:
-        """A view of the first `width` positions of all sequences, [layers, 2, B, H, width, D]."""
-        return self.storage[:, :, :, :, self.scratch : self.scratch + width]
+    def prefix(self, width: int) -> list[Tensor]:
+        """Views of the first `width` positions of all sequences, [layers, 2, B, H, width, D]."""
+        return [storage[:, :, :, :, self.scratch : self.scratch + width] for storage in self.storage]
 
-    def restore(self, prefix: Tensor) -> None:
+    def restore(self, prefix: Sequence[Tensor]) -> None:
         """Begin with what `prefix` of another cache of the same model and batch gave."""
-        self.allocate(prefix[0, 0])
-        self.prefix(prefix.shape[4]).copy_(prefix)
+        self.allocate(prefix[0][0, 0])
+        for own, kept in zip(self.prefix(prefix[0].shape[4]), prefix, strict=True):
+            own.copy_(kept)
 
     def repeat(self, sources: Tensor, width: int) -> None:
-        """Give each sequence the first `width` positions of the sequence `sources` [B] names, all layers at once."""
-        prefix = self.prefix(width)
-        prefix.copy_(prefix[:, :, sources])
+        """Give each sequence the first `width` positions of the sequence that `sources` [B] names."""
+        for prefix in self.prefix(width):
+            prefix.copy_(prefix[:, :, sources.to(prefix.device)])
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole sequences to other places of the batch, to close the gaps that finished ones leave."""
-        if self.storage is not None and sources:
-            self.storage[:, :, targets] = self.storage[:, :, sources]
+        if sources:
+            for storage in self.storage:
+                storage[:, :, targets] = storage[:, :, sources]
+
+
+def copy_columns(storage: Tensor, sources: Tensor, targets: Tensor) -> None:
+    """Copy columns [B, R] of a storage to others [B, R]."""
+    if sources.shape[0] == 1:
+        storage[:, :, :1].index_copy_(4, targets[0], storage[:, :, :1].index_select(4, sources[0]))
+    else:
+        sequence = torch.arange(sources.shape[0], device=storage.device).unsqueeze(1)
+        storage[:, :, sequence, :, targets] = storage[:, :, sequence, :, sources]
 
 
 def attention_bias(ancestors: Tensor, length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,4 +172,4 @@ def attention_bias(ancestors: Tensor, length: Tensor, steps: Tensor, previous: T
 
 def position_limit(model: Any) -> int:
     """Positions that a model has, from its configuration; a model that names none has no limit."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+    return getattr(model.config, "max_position_embeddings", None) or UNLIMITED

@@ -35,7 +35,7 @@ class Clock:
             self.last = now
         else:
             event = torch.Event(self.device.type, enable_timing=True)
-            event.record()
+            event.record(torch.accelerator.current_stream(self.device))
             self.events.append((phase, event))
 
     def stop(self) -> float:

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from rsdbench.engine.ahead import library
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
+from rsdbench.engine.placement import layer_devices
 from rsdbench.sampling.laws import tempered
 
 HERE = Path(__file__)
@@ -108,7 +109,7 @@ def examples(model: Any) -> tuple[Rows, list[Tensor]]:
     """Inputs of `Forward` with B = 2, R = 3, N = 4 and end = 5."""
     batch, rows, nodes, end = 2, 3, 4, 5
     tokens, row = torch.zeros(batch, rows, dtype=torch.long), torch.arange(rows)
-    cache = TreeCache(model.config.num_hidden_layers, batch, nodes, end + 3)  # more columns than are read
+    cache = TreeCache(layer_devices(model), batch, nodes, end + 3)  # more columns than are read
     cache.window(0, slice(0, rows))
     with torch.no_grad():  # shows the shape of the storage
         model(

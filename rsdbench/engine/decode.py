@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -52,13 +52,14 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Collection[int] | None = None,
 ) -> Generation:
     """Decode a batch of prompts with one method; the tokens follow the target's own law, whatever the drafter.
 
     prompts: lists of token ids, of any lengths; structure: as in the benchmark's table, such as "6", "2x3" or "2-1-1".
-    A sequence ends with `eos_token_id`, after `max_new_tokens`, or when prompt and new tokens fill the positions that
-    both models have. Nothing past that is kept or counted. The same seed on the same machine gives the same tokens.
+    A sequence ends with `eos_token_id` (or any of several), after `max_new_tokens`, or when prompt and new tokens fill
+    the positions that both models have. Nothing past that is kept or counted. The same seed on the same machine gives
+    the same tokens.
 
     Raises:
         UsageError: an unknown method; a structure of another form; temperature < 0; top_p outside (0, 1];
@@ -100,10 +101,11 @@ class Decoder:
 
     def __init__(
         self, pair: Pair, method: str, shape: TreeShape, warp: Warp, prompts: list[list[int]], max_new_tokens: int,
-        limit: int, seed: int, eos_token_id: int | None,
+        limit: int, seed: int, eos_token_id: int | Collection[int] | None,
     ) -> None:  # fmt: skip
         self.name, self.method, self.shape, self.warp = method, get_method(method), shape, warp
-        self.limit, self.eos = limit, eos_token_id
+        self.limit = limit
+        self.ends = set(eos_token_id) if isinstance(eos_token_id, Collection) else {eos_token_id}
         self.prompts, self.prefixes = prompts, pair.prefixes
         self.steps = pair.steps(self.method.drafting, self.method.rule, warp)
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
@@ -194,7 +196,7 @@ class Decoder:
         if self.graphs is None:
             return longest
         caches = (lane.cache for lane in (self.target, self.drafter) if lane is not None)
-        return min(bucket(longest), *(cache.storage.shape[4] - cache.scratch for cache in caches))
+        return min(bucket(longest), *(cache.storage[0].shape[4] - cache.scratch for cache in caches))
 
     def phase(self, function: Callable[..., tuple[Tensor, ...]], static: int, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Call one of the four functions below, or replay its recording for this method and a static argument."""
@@ -244,14 +246,15 @@ class Decoder:
         ended = []
         for row, (prompt, (accepted, *tokens)) in enumerate(zip(self.alive, host, strict=True)):
             kept = tokens[: min(accepted + 1, self.room[prompt] - len(self.out.tokens[prompt]))]
-            if self.eos in kept:
-                kept = kept[: kept.index(self.eos) + 1]
+            end = next((i for i, token in enumerate(kept) if token in self.ends), None)
+            if end is not None:
+                kept = kept[: end + 1]
             self.out.tokens[prompt] += kept
             self.out.blocks[prompt] += 1
             for depth in range(min(accepted, len(kept))):
                 self.out.accepted_by_depth[prompt][depth] += 1
             self.lengths[row] += accepted + 1
-            if kept[-1] == self.eos or len(self.out.tokens[prompt]) == self.room[prompt]:
+            if kept[-1] in self.ends or len(self.out.tokens[prompt]) == self.room[prompt]:
                 ended.append(row)
         if ended:
             self.close(ended)

@@ -57,15 +57,16 @@ class Graphs:
 def record(function: Function, inputs: Sequence[Tensor]) -> Function:
     """Record a function on a GPU, with copies of its inputs as its static ones."""
     static = [x.clone() for x in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            function(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function(*static)
+    with torch.cuda.device(static[0].device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = function(*static)
 
     def replay(*inputs: Tensor) -> tuple[Tensor, ...]:
         torch._foreach_copy_(static, inputs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rsdbench.engine.cache import TreeCache, attention_bias, position_limit
 from rsdbench.engine.compiled import Forward, Rows
+from rsdbench.engine.placement import head_device, layer_devices
 from rsdbench.engine.tree import TreeShape, own_rows, row_depths
 from rsdbench.sampling.laws import Warp
 
@@ -28,9 +29,9 @@ class Lane:
         compiled: Forward | None = None, allocate: Callable[..., Tensor] = torch.zeros,
     ) -> None:  # fmt: skip
         self.model, self.shape, self.warp, self.compiled = model, shape, warp, compiled
-        self.device = model.get_input_embeddings().weight.device
+        self.device = head_device(model)  # accelerate's hooks bring inputs to where they are read, and logits back
         self.dtype = model.dtype
-        self.cache = TreeCache(model.config.num_hidden_layers, batch, shape.budget, positions, allocate)
+        self.cache = TreeCache(layer_devices(model), batch, shape.budget, positions, allocate)
         self.last_position = position_limit(model) - 1
         self.previous = torch.tensor(int(previous), device=self.device)
         self.temperature = torch.tensor(float(warp.temperature or 1), device=self.device)
@@ -67,7 +68,7 @@ class Lane:
         """Rows that are written from a column on."""
         steps = row_numbers(0, end, self.device)
         # a compiled forward writes where there is something: into the storage that a prefill has allocated
-        if self.compiled is not None and self.cache.storage is not None:
+        if self.compiled is not None and self.cache.storage:
             columns = row_numbers(column, tokens.shape[1], self.device)
             ancestors = ancestors.expand(tokens.shape[0], -1, -1) if len(ancestors) < len(tokens) else ancestors
             rows = Rows(tokens, depths, ancestors, length, steps, self.previous, columns, self.temperature)

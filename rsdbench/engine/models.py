@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rsdbench.engine.ahead import compiler_at_hand
-from rsdbench.engine.checkpoints import resolve_checkpoint
 from rsdbench.engine.compiled import CompiledForward, Forward
 from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.drafting import Drafting
 from rsdbench.engine.graphed import Graphs
+from rsdbench.engine.loading import Source, find_source, load_model, load_tokenizer
+from rsdbench.engine.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
 from rsdbench.engine.prefixes import Prefixes
+from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,7 +32,8 @@ class Pair:
     """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
 
     `compile` sets the forwards that decoding uses in place of the models' own, or `graphs`; `prefixes`, which keeps
-    nothing unless it is replaced, is where decoding looks for prompts that it has seen.
+    nothing unless it is replaced, is where decoding looks for prompts that it has seen. quantization: how the target's
+    weights were quantised when they were loaded.
     """
 
     target: Any
@@ -40,11 +43,22 @@ class Pair:
     drafter_forward: Forward | None = None
     graphs: Graphs | None = None
     prefixes: Prefixes = field(default_factory=Prefixes)
+    quantization: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where laws are compared: that of the target's head."""
+        return head_device(self.target)
+
+    @property
+    def devices(self) -> list[str]:
+        """All devices that hold a part of either model."""
+        return list(dict.fromkeys([*devices_of(self.target), *devices_of(self.drafter)]))
 
     @property
     def can_compile(self) -> bool:
-        """Whether both models are on a CPU, and there is a compiler."""
-        return compiler_at_hand() and {self.target.device.type, self.drafter.device.type} == {"cpu"}
+        """Whether both models are on a CPU with plain weights, and there is a compiler."""
+        return compiler_at_hand() and self.devices == [CPU] and self.quantization is None
 
     @property
     def forward(self) -> str:
@@ -57,15 +71,18 @@ class Pair:
         """On a CPU, compile both models' forwards, or take what an earlier process has compiled; on a GPU, use graphs.
 
         Raises:
-            UsageError: the models are not both on one of these; otherwise as in `ahead.library`.
+            UsageError: the models are not both on one of these, or quantised; otherwise as in `ahead.library`.
         """
-        devices = {self.target.device.type, self.drafter.device.type}
-        if devices == {"cuda"}:
+        if len(self.devices) == 1 and self.device.type == "cuda":
             self.graphs = Graphs()
             return
-        if devices != {"cpu"}:
-            named = " and ".join(sorted(devices))
+        if self.devices != [CPU]:
+            named = " and ".join(sorted(self.devices))
             raise UsageError(f"compile=true needs both models on a CPU or on a GPU, not {named}: take compile=false")
+        if self.quantization:
+            raise UsageError(
+                f"compile=true does not go with quantization={self.quantization} on a CPU: take compile=false"
+            )
         self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter)
 
     def steps(self, drafting: Drafting, rule: Rule, warp: Warp) -> Steps | None:
@@ -88,78 +105,92 @@ def parameters(model: Any) -> int:
 def load_pair(
     target: Any, drafter: Any, device: str = "auto", dtype: str = "auto",
     target_revision: str | None = None, drafter_revision: str | None = None,
+    quantization: str | None = None, max_memory: Mapping[int | str, int | str] | None = None,
+    batch_size: int = 1, max_length: int | None = None,
 ) -> Pair:  # fmt: skip
     """Load target and drafter: each an embedded name ("opt-6m"), a folder, a hub id, or a model already loaded.
 
-    device "auto" is a GPU if there is one, else the CPU; dtype "auto" is float32 on a CPU and bfloat16 elsewhere. A
-    model already loaded is taken as it is.
+    device "auto" is one GPU if both fit, else all GPUs, else these and the CPU; the CPU where there is no GPU. dtype
+    "auto" is float32 on a CPU and bfloat16 elsewhere, whatever a checkpoint's own. quantization: of the target's
+    weights, "int8" or "int4". max_memory: as accelerate's, {0: "40GiB", "cpu": "200GiB"}, the devices that may be used
+    and how much of them. batch_size, max_length: sequences, and positions of each (None: all that the models have), for
+    whose keys and values room is kept. A model already loaded is taken as it is.
 
     Raises:
-        UsageError: a model is neither on disk nor reachable, the vocabularies or tokenizers differ, or device or
-            dtype are unknown or not available.
+        UsageError: a model is neither on disk nor reachable, is not whole or does not fit, the vocabularies or
+            tokenizers differ, or a setting is unknown or not available.
     """
-    here = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    device = here if device == "auto" else device
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"unknown device '{device}': choose auto, cpu, cuda or cuda:N") from None
-    if place.type not in ("cpu", here):
-        raise UsageError(f"device '{device}' is not available here: choose auto or cpu")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{dtype}': choose auto, {', '.join(DTYPES)}")
-    kind = DTYPES.get(dtype) or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+    check_quantization(quantization)
+    if quantization and not isinstance(target, str):
+        raise UsageError(f"quantization={quantization} is for a target that is loaded by its name")
+    memory = free_memory(device, max_memory)
+    on_gpu = any(d != CPU for d in memory) if isinstance(target, str) else head_device(target).type != "cpu"
+    kind = torch_dtype(dtype, on_gpu)
+    check_dtype(quantization, kind, on_gpu)
 
-    asked = [(target, target_revision), (drafter, drafter_revision)]
-    paths = [resolve_checkpoint(m, revision) if isinstance(m, str) else None for m, revision in asked]
-    tokenizers = [load_tokenizer(path, revision) for path, (_, revision) in zip(paths, asked, strict=True)]
+    asked = ((target, target_revision), (drafter, drafter_revision))
+    found = [find_source(m, revision, kind) if isinstance(m, str) else m for m, revision in asked]
+    sources = [m if isinstance(m, Source) else None for m in found]
+    tokenizers = [load_tokenizer(source) if source else None for source in sources]
     check_tokenizers(*tokenizers)
-    models = [
-        m if path is None else load_model(path, revision, place, kind)
-        for path, (m, revision) in zip(paths, asked, strict=True)
-    ]
-    sizes = [m.config.vocab_size for m in models]
-    if sizes[0] != sizes[1]:
+    check_vocabularies(*(m.config.vocab_size for m in found))
+    room = batch_size, max_length
+    return Pair(
+        *placed(*found, kind, memory, quantization, room),
+        tokenizer=tokenizers[0] or tokenizers[1],
+        quantization=quantization,
+    )
+
+
+def placed(
+    target: Any, drafter: Any, dtype: torch.dtype, memory: Memory, quantization: str | None,
+    room: tuple[int, int | None],
+) -> tuple[Any, Any]:  # fmt: skip
+    """Both models with their weights, which those that are a `Source` still lack. room: batch size and length.
+
+    Raises:
+        UsageError: they do not fit, cannot be loaded, or are not beside each other.
+    """
+    if isinstance(target, Source):
+        if quantization and set(memory) != {CPU}:
+            shrink(target.shell, quantization)
+        shells = [m.shell if isinstance(m, Source) else None for m in (target, drafter)]
+        places = device_map(*shells, memory, quantization is None, *room)
+        target = load_model(target, dtype, places, quantization)
+        if quantization is None:
+            lay_out(target)
+    beside = head_device(target)
+    if isinstance(drafter, Source):
+        drafter = load_model(drafter, dtype, {"": beside})
+        lay_out(drafter)
+    if head_device(drafter) != beside:
         raise UsageError(
-            f"target has a vocabulary of {sizes[0]} tokens and drafter one of {sizes[1]}: they must share one"
+            f"the target's head is on {beside} and the drafter on {head_device(drafter)}: move one of them"
         )
-    return Pair(*models, tokenizer=tokenizers[0] or tokenizers[1])
+    return target, drafter
 
 
-def load_model(path: str, revision: str | None, device: torch.device, dtype: torch.dtype) -> Any:
-    """A causal LM in evaluation mode. Code that comes with a checkpoint is never run."""
-    from transformers import AutoModelForCausalLM
+def torch_dtype(name: str, on_gpu: bool) -> torch.dtype:
+    """The dtype of a name; "auto" is float32 on a CPU and bfloat16 elsewhere.
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model '{path}' cannot be loaded: {one_line(error)}") from error
-    model = model.to(device).eval()
-    if device.type == "cpu" and dtype == torch.float32:
-        lay_out(model)
-    return model
+    Raises:
+        UsageError: it is unknown.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise UsageError(f"unknown dtype '{name}': choose auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name) or (torch.bfloat16 if on_gpu else torch.float32)
 
 
 def lay_out(model: Any) -> None:
-    """Let the weights of layers that widen lie by input, which one row reads 1.6 to 2 times as fast, and seven 1.3."""
+    """Let the weights of layers that widen lie by input, which one row reads 1.6 to 2 times as fast, and seven 1.3.
+
+    That is so on a CPU in float32; any other model is left alone.
+    """
+    if head_device(model).type != "cpu" or model.dtype != torch.float32:
+        return
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and layer.out_features > layer.in_features:
             layer.weight.data = layer.weight.data.t().contiguous().t()
-
-
-def load_tokenizer(path: str | None, revision: str | None = None) -> Any:
-    """The tokenizer of a checkpoint, or None if it has none."""
-    from transformers import AutoTokenizer
-
-    if path is None:
-        return None
-    # without any of these files, transformers would make up an empty tokenizer from the model's type
-    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def check_tokenizers(target: Any, drafter: Any) -> None:
@@ -174,14 +205,23 @@ def check_tokenizers(target: Any, drafter: Any) -> None:
         raise UsageError("target and drafter have different tokenizers: draft tokens would mean different text")
 
 
+def check_vocabularies(target: int, drafter: int) -> None:
+    """Both must have logits for the same tokens.
+
+    Raises:
+        UsageError: their vocabularies have different sizes.
+    """
+    if target != drafter:
+        raise UsageError(
+            f"target has a vocabulary of {target} tokens and drafter one of {drafter}: they must share one"
+        )
+
+
 def quiet_libraries() -> None:
     """No progress bars and warnings of libraries between the lines of ours."""
     import transformers
 
+    for name in ("torchao", "torch.utils._pytree"):  # of kernels that this machine has no use for
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,17 +16,18 @@ class Prefixes:
 
     def __init__(self, limit: int = 0) -> None:
         self.limit, self.size = limit, 0
-        self.kept: dict[tuple[object, ...], Tensor] = {}
+        self.kept: dict[tuple[object, ...], list[Tensor]] = {}
 
-    def get(self, model: object, prompts: Sequence[Sequence[int]]) -> Tensor | None:
-        """What a model wrote for a batch of prompts, [layers, 2, B, H, positions, D], if it was kept."""
+    def get(self, model: object, prompts: Sequence[Sequence[int]]) -> list[Tensor] | None:
+        """What a model wrote for a batch of prompts, if it was kept: as `TreeCache.prefix`."""
         return self.kept.get(name(model, prompts))
 
-    def keep(self, model: object, prompts: Sequence[Sequence[int]], prefix: Tensor) -> None:
+    def keep(self, model: object, prompts: Sequence[Sequence[int]], prefix: list[Tensor]) -> None:
         """Keep a copy of what a model has written, if there is room."""
-        if self.size + prefix.nbytes <= self.limit:
-            self.kept[name(model, prompts)] = prefix.clone()
-            self.size += prefix.nbytes
+        size = sum(part.nbytes for part in prefix)
+        if self.size + size <= self.limit:
+            self.kept[name(model, prompts)] = [part.clone() for part in prefix]
+            self.size += size
 
 
 def name(model: object, prompts: Sequence[Sequence[int]]) -> tuple[object, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rsdbench.engine.checkpoints import fingerprint, resolve_checkpoint
-from rsdbench.experiment.tasks import local_file
+from rsdbench.engine.checkpoints import fingerprint, local_checkpoint
+from rsdbench.experiment.tasks import dataset_content
 from rsdbench.seeds import seed_from
 
 if TYPE_CHECKING:
@@ -94,11 +94,16 @@ class RowJob:
             "profile"
         ]:  # one more pass: without it, cells are what they were before it could be asked
             del content["decode"]["profile"]
-        file = local_file(plain["dataset"]["path"])
-        content["dataset"] = {**plain["dataset"], "path": file_digest(file) if file else plain["dataset"]["path"]}
+        content["dataset"] = dataset_content(plain["dataset"])
         for role in ("drafter", "target"):
-            mark = fingerprint(resolve_checkpoint(plain[role]["path"], plain[role]["revision"]))
-            content[role] = {"name": plain[role]["name"], "contents": mark or plain[role]}
+            model = {key: value for key, value in plain[role].items() if key != "quantization"}
+            folder = local_checkpoint(model["path"])
+            content[role] = {"name": model["name"], "contents": fingerprint(str(folder)) if folder else model}
+        # what came later is left out where it is not used: cells keep the names that they had before
+        if plain["target"]["quantization"]:
+            content["target"]["quantization"] = plain["target"]["quantization"]
+        if plain["max_memory"]:
+            content["max_memory"] = {str(device): size for device, size in plain["max_memory"].items()}
         return content
 
     @cached_property
@@ -121,10 +126,3 @@ class RowJob:
 def short_digest(text: str) -> str:
     """What a cell's name ends in, from its configuration as text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@lru_cache
-def file_digest(file: Path) -> str:
-    """A short hash of a file's contents."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

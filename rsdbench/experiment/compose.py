@@ -13,7 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rsdbench.engine.checkpoints import resolve_checkpoint
+from rsdbench.engine.checkpoints import local_checkpoint, resolve_checkpoint
+from rsdbench.engine.quantization import check_quantization
 from rsdbench.errors import UsageError
 from rsdbench.experiment.tasks import check_dataset
 
@@ -94,14 +95,19 @@ def parsed(overrides: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
-def check_sources(config: DictConfig) -> None:
+def check_sources(config: DictConfig, here: bool = True) -> None:
     """Find a row's models and dataset, without loading them or importing torch: what is not there is said at once.
 
+    here: whether those of the hub must be on disk or reachable.
+
     Raises:
-        UsageError: a model or the dataset is neither on disk nor reachable.
+        UsageError: a model or the dataset is neither on disk nor reachable, or the target cannot be quantised.
     """
     for role in ("drafter", "target"):
         if not isinstance(config[role].path, str):
             raise UsageError(f"{role}.path is not set: choose a {role}")
-        resolve_checkpoint(config[role].path, config[role].revision)
-    check_dataset(config.dataset)
+        if here or local_checkpoint(config[role].path):
+            resolve_checkpoint(config[role].path, config[role].revision)
+    if here:
+        check_quantization(config.target.quantization)
+    check_dataset(config.dataset, here)

@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rsdbench import __version__
-from rsdbench.engine.checkpoints import resolve_checkpoint
+from rsdbench.engine.checkpoints import local_checkpoint
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import SCHEMA, Cell, RowJob
 from rsdbench.experiment.compose import check_sources, row_jobs, sweep
 from rsdbench.experiment.mixture import differences
 from rsdbench.experiment.provenance import code_hash
-from rsdbench.experiment.tasks import local_file
+from rsdbench.experiment.splits import local_data
 from rsdbench.files import whole_file
 
 FORMAT = 1  # of a manifest's lines
@@ -49,15 +49,18 @@ class PlannedRow:
         return self.row.cells
 
 
-def planned_rows(overrides: list[str]) -> list[PlannedRow]:
+def planned_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
     """The rows of one job, each checked.
+
+    here: whether they will run on this machine; if not, models and datasets of the hub need not be at hand for rows
+    that name the `hardware` they will run on.
 
     Raises:
         UsageError: a model, the dataset or a setting is not usable.
     """
     jobs = row_jobs(overrides)
     for _, config in jobs:
-        check_sources(config)
+        check_sources(config, here or not OmegaConf.select(config, "hardware"))
 
     from rsdbench.experiment.grid import check_settings  # and with it torch: what is not there was said before
 
@@ -69,21 +72,21 @@ def planned_rows(overrides: list[str]) -> list[PlannedRow]:
     return rows
 
 
-def sweep_rows(overrides: list[str]) -> list[PlannedRow]:
-    """The rows of all jobs of a sweep.
+def sweep_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
+    """The rows of all jobs of a sweep. here: as in `planned_rows`.
 
     Raises:
         UsageError: one of them is not usable, or two of them would put different settings under one name.
     """
-    rows = [planned for job in sweep(overrides) for planned in planned_rows(job)]
+    rows = [planned for job in sweep(overrides) for planned in planned_rows(job, here)]
     check_distinct(rows)
     return rows
 
 
 def anchored(overrides: list[str], config: DictConfig, results: Path) -> list[str]:
     """Overrides that mean the same from any folder: local paths are made absolute."""
-    found = {role: Path(resolve_checkpoint(config[role].path, config[role].revision)) for role in ("target", "drafter")}
-    found["dataset"] = local_file(config.dataset.path) or Path(config.dataset.path)
+    found = {role: local_checkpoint(config[role].path) or Path(config[role].path) for role in ("target", "drafter")}
+    found["dataset"] = local_data(config.dataset.path) or Path(config.dataset.path)
     anchors = {"results": results}
     for group, local in found.items():
         if local.exists() and any(o.startswith(f"{group}.path=") for o in overrides):

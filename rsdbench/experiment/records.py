@@ -60,8 +60,10 @@ COLUMNS = pa.schema(
         ("batch_size", pa.int32()),
         ("device", pa.string()),
         ("dtype", pa.string()),
+        ("quantization", pa.string()),  # of the target's weights; null: none
     ]
 )
+LATER = ("quantization",)  # columns that records written before there were any lack: null in them
 
 
 class BadRecord(Exception):
@@ -126,20 +128,40 @@ def read_file(path: Path, columns: list[str] | None = None) -> Record:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
-        table = file.read(columns, use_threads=False)
+        table = file.read(columns and present(columns, schema), use_threads=False)
     except (pa.ArrowException, OSError):
         raise BadRecord("damaged") from None
     found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     metadata = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
     cell = metadata.get("cell", "{}")
     known = metadata.keys() >= {"config", "asked"} and json.loads(cell).get("schema") == SCHEMA
-    if not known or not schema.equals(COLUMNS, check_metadata=False):
+    if not known or not is_ours(schema):
         raise BadRecord("of another version's schema")
     if short_digest(cell) != path.stem.rpartition("_")[2]:
         raise BadRecord("of another cell than its name says")
     if not file.metadata.num_rows:
         raise BadRecord("empty")
-    return Record(table.replace_schema_metadata(), metadata)
+    return Record(completed(table.replace_schema_metadata(), columns), metadata)
+
+
+def is_ours(schema: pa.Schema) -> bool:
+    """Whether a file has the columns of a record, of this version or of one before there were `LATER` ones."""
+    lacking = set(COLUMNS.names) - set(schema.names)
+    expected = pa.schema([column for column in COLUMNS if column.name not in lacking])
+    return lacking <= set(LATER) and schema.equals(expected, check_metadata=False)
+
+
+def present(columns: list[str], schema: pa.Schema) -> list[str]:
+    """Those of some columns that a file has, or must have."""
+    return [name for name in columns if name in schema.names or name not in LATER]
+
+
+def completed(table: pa.Table, columns: list[str] | None) -> pa.Table:
+    """A table with the columns that were asked for, those of `LATER` that its file lacks as nulls."""
+    names = columns or COLUMNS.names
+    for name in set(names) - set(table.column_names):
+        table = table.append_column(COLUMNS.field(name), pa.nulls(len(table), COLUMNS.field(name).type))
+    return table.select(names)
 
 
 def code_of(cell: Cell, results: Path) -> str | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from omegaconf import DictConfig, OmegaConf
+
 from rsdbench.engine.cache import position_limit
+from rsdbench.engine.checkpoints import hub_commit
 from rsdbench.engine.decode import Generation, generate
 from rsdbench.engine.methods import BASELINE, get_shape
 from rsdbench.engine.models import Pair, load_pair, parameters
@@ -21,27 +25,52 @@ from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import Cell, RowJob
 from rsdbench.experiment.claims import Claim
+from rsdbench.experiment.prompts import TREE_POSITIONS
 from rsdbench.experiment.provenance import provenance
 from rsdbench.experiment.scores import SCORES
-from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_token
+from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_tokens
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
 KEEP_EVERY = 30.0  # seconds between two saves of an unfinished cell's prompts: what a kill without warning can cost
 POLL_EVERY = 2.0  # seconds between two looks at cells that other processes run
-TREE_POSITIONS = 32  # kept free behind a prompt's new tokens, whichever structures run: prompts must not depend on them
+HELD: dict[str, Pair] = {}  # the pair of the last row job
 
 
-@lru_cache(maxsize=1)
-def cached_pair(
-    target: str, drafter: str, device: str, dtype: str, target_revision: str | None, drafter_revision: str | None,
-    compile: str | bool,
-) -> Pair:  # fmt: skip
-    """The pair of the last row job: rows that differ in the dataset alone share it."""
-    pair = load_pair(target, drafter, device, dtype, target_revision, drafter_revision)
-    if compile == "auto" and pair.can_compile:  # CUDA graphs are for those who ask
+def pair_of(config: DictConfig) -> Pair:
+    """A row's pair: that of the row before if they differ in the dataset alone, else that one is gone before."""
+    keys = ("target", "drafter", "device", "dtype", "max_memory", "compile")
+    key = json.dumps([OmegaConf.to_container(config[k]) if OmegaConf.is_config(config[k]) else config[k] for k in keys])
+    if key not in HELD:
+        release_pair()
+        HELD[key] = loaded_pair(config)
+    return HELD[key]
+
+
+def release_pair() -> None:
+    """Give back the memory of the pair that is held, which the next one may need."""
+    HELD.clear()
+    free_memory()
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def loaded_pair(config: DictConfig) -> Pair:
+    """The models of a row, compiled if they are to be."""
+    target, drafter, prompt = config.target, config.drafter, config.dataset.max_prompt_tokens
+    pair = load_pair(
+        target.path, drafter.path, config.device, config.dtype, target.revision, drafter.revision,
+        target.quantization, config.max_memory, batch_size=config.quality.batch_size,
+        max_length=prompt and prompt + config.decode.max_new_tokens + TREE_POSITIONS,
+    )  # fmt: skip
+    if config.compile == "auto" and pair.can_compile:  # CUDA graphs are for those who ask
         with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
             pair.compile()
-    elif compile is True:
+    elif config.compile is True:
         pair.compile()
     return pair
 
@@ -52,19 +81,20 @@ class RowRunner:
     def __init__(self, row: RowJob) -> None:
         config = row.config
         self.row, self.config = row, config
-        self.pair = cached_pair(
-            config.target.path, config.drafter.path, config.device, config.dtype,
-            config.target.revision, config.drafter.revision, config.compile,
-        )  # fmt: skip
+        self.pair = pair_of(config)
         self.pair.prefixes = Prefixes(int(config.prefix_memory * 2**30))
         limit = min(position_limit(self.pair.target), position_limit(self.pair.drafter))
         room = limit - config.decode.max_new_tokens - TREE_POSITIONS
         room = min(room, config.dataset.max_prompt_tokens or room)
         self.examples = load_examples(config.dataset, self.pair.tokenizer, room)
-        self.stop = stop_token(config.dataset, self.pair.tokenizer)
+        self.stop = stop_tokens(config.dataset, self.pair.tokenizer)
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
-        self.provenance = {**provenance(self.pair.target.device, dtype), "forward": self.pair.forward}
+        commits = {role: hub_commit(config[role].path, config[role].revision) for role in ("drafter", "target")}
+        self.provenance = {
+            **provenance(self.pair.device, dtype), "forward": self.pair.forward,
+            **{f"{role}_commit": commit for role, commit in commits.items() if commit},
+        }  # fmt: skip
 
     def decode(self, cell: Cell, prompts: list[list[int]], method: str, structure: str, *seed: object) -> Generation:
         """Decode prompts with the row's settings and a seed of the cell's own."""
@@ -158,8 +188,8 @@ class RowRunner:
             "drafter_params": self.drafter_params, "target_params": self.target_params,
             "temperature": config.decode.temperature, "top_p": config.decode.top_p,
             "max_new_tokens": config.decode.max_new_tokens,
-            "batch_size": config.quality.batch_size, "device": str(self.pair.target.device),
-            "dtype": self.provenance["dtype"],
+            "batch_size": config.quality.batch_size, "device": "+".join(self.pair.devices),
+            "dtype": self.provenance["dtype"], "quantization": self.pair.quantization,
         }  # fmt: skip
 
 
@@ -217,6 +247,8 @@ def run_row(row: RowJob, results: Path, watcher: Watcher) -> dict[Cell, str]:
                     return failed | dict.fromkeys(missing, failed[cell])
             else:
                 watcher.finished(cell, tokens)
+            if cell in failed:  # and its error is gone, whose traceback held what the device has no room for
+                free_memory()
     return failed
 
 

@@ -14,18 +14,22 @@ usage: rsdbench COMMAND ...
 
   run [-m] [overrides]                decode every missing cell of an experiment (rsdbench run --help)
   run --manifest FILE [--task N]      one task of a sweep that `plan` has frozen (default: $SLURM_ARRAY_TASK_ID)
-  plan [overrides] [--manifest FILE]  what a sweep will run, before it runs
+  plan [overrides] [--manifest FILE]  what a sweep will run and need (hardware=h100-80gb), before it runs
+  doctor [overrides]                  whether this machine has what an experiment needs (default: the paper's)
   status RESULTS [--watch]            which cells are done, running, failed, missing
   merge RESULTS --out FILE.parquet    all records as one file, checked
   figure RESULTS --out FILE           the grid of charts as .png, .pdf or .svg
   table RESULTS [--out FILE.csv]      the numbers behind it, with intervals
+  claims RESULTS [--out FILE.csv]     what the paper's figure shows, held against results
   certify [methods] [--out DIR]       the losslessness certificate of every registered method
 
-RESULTS is a folder that `run` filled; for figure and table also a file that `merge` wrote.
-Exit codes: 0 success, 1 a cell failed or a method is not certified, 2 bad input (one line says what is wrong and what
-would be right), 75 stopped by SIGTERM or SIGUSR1 (what is finished is kept, the same command goes on from there).
+RESULTS is a folder that `run` filled; for figure, table and claims also a file that `merge` wrote.
+Exit codes: 0 success, 1 a cell failed, a method is not certified or something is missing, 2 bad input (one line says
+what is wrong and what would be right), 75 stopped by SIGTERM or SIGUSR1 (what is finished is kept, the same command
+goes on from there).
 """
-COMMANDS = ("run", "plan", "status", "merge", "figure", "table", "certify")  # each a module with a `main`
+# each a module with a `main`
+COMMANDS = ("run", "plan", "doctor", "status", "merge", "figure", "table", "claims", "certify")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,65 @@
+"""`rsdbench doctor`: whether this machine has what an experiment needs, and how to get what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rsdbench.experiment.compose import row_configs, sweep
+from rsdbench.experiment.grid import check_settings
+from rsdbench.experiment.survey import ABSENT, MISSING, OK, PARTIAL, Finding, survey
+from rsdbench.faces.run import hydra_errors
+
+DEFAULT = "experiment=paper"
+STYLES = {OK: "green", ABSENT: "dim", MISSING: "red", PARTIAL: "red"}
+
+
+def main(arguments: list[str]) -> None:
+    """Look at everything and say what is missing; exits with 1 if something is.
+
+    Raises:
+        UsageError: an override is wrong.
+    """
+    parser = argparse.ArgumentParser("rsdbench doctor", description="Is all here that an experiment needs?")
+    parser.add_argument("overrides", nargs="*", help=f"as for `rsdbench run -m` (default: {DEFAULT})")
+    overrides = parser.parse_args(arguments).overrides
+    if not any(override.startswith("experiment=") for override in overrides):
+        overrides = [DEFAULT, *overrides]
+    with hydra_errors():
+        configs = [config for job in sweep(overrides) for config in row_configs(job)]
+        for config in configs:
+            check_settings(config)
+    findings = survey(configs)
+    if sys.stdout.isatty():
+        Console().print(table(findings))
+    else:
+        print("\n".join(map(line, findings)))
+    names = ", ".join(dict.fromkeys(config.name for config in configs))
+    lacking = sum(finding.lacking for finding in findings)
+    if lacking:
+        print(f"experiment {names} lacks {lacking} thing{'s' if lacking > 1 else ''} here")
+        sys.exit(1)
+    print(f"experiment {names} has all it needs here")
+
+
+def table(findings: list[Finding]) -> Table:
+    """A line a finding, and below it how to get what is missing."""
+    made = Table()
+    for name in ("", "what", "found"):
+        made.add_column(name, overflow="fold")
+    for finding in findings:
+        found = Text(finding.detail)
+        if finding.remedy and finding.lacking:
+            found.append(f"\n{finding.remedy}", "bold")
+        made.add_row(Text(finding.state, STYLES[finding.state]), finding.subject, found)
+    return made
+
+
+def line(finding: Finding) -> str:
+    """The same without a terminal, to be searched and cut."""
+    remedy = f" -> {finding.remedy}" if finding.remedy and finding.lacking else ""
+    return f"{finding.state:8} {finding.subject}: {finding.detail}{remedy}"

@@ -1,0 +1,294 @@
+"""Which device holds what: decided from sizes and free memory, and decoded over several devices as over one."""
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import compute_module_sizes
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+import rsdbench
+from rsdbench.engine import lane, models, placement
+from rsdbench.engine.cache import TreeCache
+from rsdbench.engine.models import Pair, parameters
+from rsdbench.engine.placement import (
+    GIB,
+    bytes_of,
+    cache_bytes,
+    computes_on,
+    device_map,
+    devices_of,
+    free_memory,
+    layer_devices,
+)
+from rsdbench.engine.prefixes import Prefixes
+from rsdbench.engine.quantization import shrink
+
+from .conftest import make_pair, resembling, tiny_opt
+from .test_models import PAPER
+
+PROMPTS = [[2, 5, 6, 7, 8, 9], [2, 11], [3], [2, 20, 21, 22], [2, 11]]
+PLANS = [("ar", None), ("sd", "6"), ("spectr", "2x3"), ("rsd_c", "2-2-1"), ("rsd_s", "3x2")]
+SHAPES = {  # hidden, layers, heads
+    "opt-125m": (768, 12, 12), "opt-350m": (1024, 24, 16), "opt-13b": (5120, 40, 40), "opt-30b": (7168, 48, 56),
+    "opt-66b": (9216, 64, 72),
+}  # fmt: skip
+
+
+def shell_of(name, quantization=None):
+    """A model of the paper's, of its real shape, without weights."""
+    hidden, layers, heads = SHAPES[name]
+    config = OPTConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * hidden,
+        word_embed_proj_dim=512 if name == "opt-350m" else hidden, do_layer_norm_before=name != "opt-350m",
+        vocab_size=50272, max_position_embeddings=2048,
+    )  # fmt: skip
+    return without_weights(config, torch.bfloat16, quantization)
+
+
+def without_weights(config, dtype, quantization=None):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    if quantization:
+        shrink(model, quantization)
+    return model
+
+
+@pytest.fixture(scope="module")
+def shells():
+    made = {name: shell_of(name) for name in SHAPES}
+    return made | {f"opt-66b {kind}": shell_of("opt-66b", kind) for kind in ("int8", "int4")}
+
+
+def free(*gpus, cpu=0):
+    """Free memory of GPUs and the CPU, from GiB."""
+    return {i: int(size * GIB) for i, size in enumerate(gpus)} | ({"cpu": int(cpu * GIB)} if cpu else {})
+
+
+def test_shells_have_the_papers_sizes(shells):
+    assert {name: parameters(shells[name]) for name in PAPER} == PAPER
+    assert bytes_of(shells["opt-66b"]) == 2 * PAPER["opt-66b"]
+    assert 61 < bytes_of(shells["opt-66b int8"]) / GIB < 63, "fits one 80 GB card"
+    assert 37 < bytes_of(shells["opt-66b int4"]) / GIB < 40
+
+
+@pytest.mark.parametrize(
+    ("target", "memory", "expected"),
+    [
+        ("opt-13b", free(79, cpu=200), {0}), ("opt-30b", free(79, cpu=200), {0}),
+        ("opt-66b", free(139.8, cpu=200), {0}), ("opt-66b int8", free(79, cpu=200), {0}),
+        ("opt-66b int4", free(47, cpu=200), {0}), ("opt-13b", free(10, 79, cpu=200), {1}),
+        ("opt-66b", free(79, 79, cpu=200), {0, 1}), ("opt-13b", free(22, 22, cpu=200), {0, 1}),
+        ("opt-30b", free(23, 23, 23, 23, cpu=200), {0, 1, 2, 3}), ("opt-66b", free(79, cpu=200), {0, "cpu"}),
+        ("opt-66b", free(39, 39, cpu=200), {0, 1, "cpu"}), ("opt-13b", free(cpu=200), {"cpu"}),
+        ("opt-66b int8", free(39, 39, 39, cpu=200), {0, 1, 2}),
+    ],
+)  # fmt: skip
+def test_the_first_way_that_fits_is_taken(shells, target, memory, expected):
+    model, drafter = shells[target], shells["opt-350m"]
+    found = device_map(model, drafter, memory, offload="int" not in target)
+    assert set(found.values()) == expected
+    sizes = compute_module_sizes(model)
+    held = dict.fromkeys(memory, 0)
+    for name, device in found.items():
+        held[device] += sizes[name]
+    head = computes_on(found, "lm_head")
+    assert head != "cpu" or expected == {"cpu"}
+    held[head] += bytes_of(drafter)
+    tied = 0 if len(found) == 1 else sizes["lm_head"]  # counted with the embedding too
+    for device, size in held.items():
+        assert size - tied * (device == head) <= 0.9 * memory[device]
+
+
+@pytest.mark.parametrize(
+    ("target", "memory", "offload", "advice"),
+    [
+        ("opt-13b", free(23), True, "max_memory={0:70GiB,cpu:200GiB}"),
+        ("opt-66b", free(79, cpu=20), True, "more CPU memory"),
+        ("opt-66b int8", free(39, cpu=200), False, "target.quantization=int4"),
+        ("opt-66b", free(40, 40), True, "more GPUs"), ("opt-13b", free(cpu=10), True, "int8 or int4"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said_in_one_line(shells, target, memory, offload, advice):
+    with pytest.raises(rsdbench.UsageError) as caught:
+        device_map(shells[target], shells["opt-125m"], memory, offload)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert advice in message
+    need = bytes_of(shells[target]) + bytes_of(shells["opt-125m"])
+    assert f"take {need / GIB:.1f} GiB" in message
+    assert all(f"{size / GIB:.1f} GiB on" in message for size in memory.values())
+
+
+def test_keys_and_values_of_a_batch_have_room_too(shells):
+    """OPT-30B and 16 sequences of 2,010 positions, as the paper's XSum rows have: 41 GiB beside 56 GiB of weights."""
+    target, drafter = shells["opt-30b"], shells["opt-125m"]
+    cache = cache_bytes(target, 16, 2010)
+    assert cache == 16 * 2010 * 48 * 2 * 7168 * 2
+    assert cache_bytes(target, 16, 4096) == cache_bytes(target, 16, None) == 16 * 2048 * 48 * 2 * 7168 * 2
+    assert cache_bytes(None, 16, 2010) == 0
+    assert set(device_map(target, drafter, free(79, cpu=200)).values()) == {0}
+    assert set(device_map(target, drafter, free(79, cpu=200), True, 4, 2010).values()) == {0}
+    assert set(device_map(target, drafter, free(79, cpu=200), True, 16, 2010).values()) == {0, "cpu"}
+    assert set(device_map(target, drafter, free(79, 79, cpu=200), True, 16, 2010).values()) == {0, 1}
+    with pytest.raises(
+        rsdbench.UsageError, match=r"keys and values of a batch 42\.3 GiB.*a smaller quality.batch_size"
+    ):
+        device_map(target, drafter, free(79), True, 16, 2010)
+
+
+def test_the_drafter_goes_beside_a_head_that_is_on_the_last_gpu():
+    """An untied head comes after the layers, and so does the room that the drafter needs."""
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4, vocab_size=512,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    target, drafter = (without_weights(config, torch.float32) for _ in range(2))
+    size = bytes_of(target)
+    memory = {0: size, 1: int(1.9 * size)}
+    assert set(device_map(target, drafter, {0: size, 1: 3 * size}).values()) == {1}
+    found = device_map(target, drafter, memory)
+    assert computes_on(found, "lm_head") == 1
+    held = sum(compute_module_sizes(target)[name] for name, device in found.items() if device == 1)
+    assert held + bytes_of(drafter) <= 0.9 * memory[1]
+
+
+def test_a_module_computes_where_the_nearest_parent_is():
+    places = {"model.embed": 0, "model.layers.1": 1, "model.layers.10": "cpu", "lm_head": "cpu"}
+    assert computes_on(places, "model.layers.1.fc1") == 1
+    assert computes_on(places, "model.layers.10") == 0, "the first GPU"
+    assert computes_on({"": "cpu"}, "lm_head") == "cpu"
+    assert computes_on({"": 2}, "lm_head") == 2
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs of 80 and 40 GiB."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(placement, "free_on", lambda kind, index, host: (80, 40)[index] * GIB)
+
+
+def refusal(function, *arguments, **options):
+    with pytest.raises(rsdbench.UsageError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_which_memory_may_be_used(gpus):
+    assert free_memory("auto") == {0: 80 * GIB, 1: 40 * GIB, "cpu": free_memory("auto")["cpu"]}
+    assert free_memory("cuda") == free_memory("cuda:0") == {0: 80 * GIB}
+    assert free_memory("cuda:1") == {1: 40 * GIB}
+    assert list(free_memory("cpu")) == ["cpu"]
+    assert free_memory("auto", {0: "50GiB", "1": "50GiB"}) == {0: 50 * GIB, 1: 40 * GIB}
+    assert free_memory("auto", {1: "1GiB", "cpu": "2GiB", 0: 0}) == {1: GIB, "cpu": 2 * GIB}
+    assert "'cuda:2' is not available here" in refusal(free_memory, "cuda:2")
+    assert "names device '7'" in refusal(free_memory, "auto", {7: "1GiB"})
+    assert "not 'much'" in refusal(free_memory, "auto", {0: "much"})
+    assert "not '40GiB'" in refusal(free_memory, "auto", "40GiB")
+
+
+def test_a_pair_that_is_too_large_is_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setattr(models, "load_model", None)
+    message = refusal(rsdbench.load_pair, "opt-2.6m", "opt-25k", device="cpu", max_memory={"cpu": "1MiB"})
+    assert "0.0 GiB on the CPU" in message
+
+
+def decoded(pair):
+    outs = [rsdbench.generate(pair, PROMPTS, m, s, 8, temperature=1.0, seed=3) for m, s in PLANS]
+    return [(out.tokens, out.blocks) for out in outs]
+
+
+@pytest.mark.parametrize(
+    ("kind", "offloaded"), [("opt", "1"), ("opt_post_norm", "0"), ("llama", "1"), ("llama", "head")]
+)
+def test_a_dispatched_target_gives_the_same_tokens(tmp_path, kind, offloaded):
+    """accelerate's hooks, with a part on disk: each layer's weights come when it runs."""
+    pair, plain = make_pair(kind), make_pair(kind)
+    inner = "model" if kind == "llama" else "model.decoder"
+    names = [f"{inner}.{name}" for name, _ in pair.target.get_submodule(inner).named_children() if name != "layers"]
+    names += [f"{inner}.layers.0", f"{inner}.layers.1", "lm_head"]
+    away = "lm_head" if offloaded == "head" else f"{inner}.layers.{offloaded}"
+    places = {name: "disk" if name == away else "cpu" for name in names}
+    pair.target = dispatch_model(pair.target, places, offload_dir=tmp_path)
+    assert next(pair.target.get_submodule(away).parameters()).device.type == "meta"
+    assert pair.device == torch.device("cpu")
+    assert layer_devices(pair.target) == [torch.device("cpu")] * 2
+    assert devices_of(pair.target) == ["cpu", "disk"]
+    assert pair.cost_ratio == plain.cost_ratio
+    assert decoded(pair) == decoded(plain)
+    assert not pair.can_compile
+    assert "not cpu and disk: take compile=false" in refusal(pair.compile)
+
+
+RUNS = {"one": ["cpu"] * 4, "halves": ["cpu", "cpu", "cpu:0", "cpu:0"], "offloaded": ["cpu", "cpu:0", "cpu:0", "cpu"]}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_storage_follows_the_layers_devices(monkeypatch, name):
+    """The CPU under two names stands for two devices."""
+    target = tiny_opt(1, layers=4)
+    pair, plain = (Pair(target, resembling(target, 3, 0.1)) for _ in range(2))
+    expected = decoded(plain)
+    devices = [torch.device(d) for d in RUNS[name]]
+    made, real = [], TreeCache.allocate
+    monkeypatch.setattr(TreeCache, "allocate", lambda cache, like: (real(cache, like), made.append(cache.storage)))
+    monkeypatch.setattr(lane, "layer_devices", lambda model: devices)
+    pair.prefixes = Prefixes(2**20)
+    for _ in range(2):  # the second time from the prefixes that the first has kept
+        assert decoded(pair) == expected
+    runs = {"one": [4], "halves": [2, 2], "offloaded": [1, 2, 1]}[name]
+    assert all([len(storage) for storage in storages] == runs for storages in made)
+    assert pair.prefixes.size == sum(p.nbytes for kept in pair.prefixes.kept.values() for p in kept) > 0
+
+
+def test_storage_lies_on_each_runs_device():
+    devices = [torch.device(d) for d in ("meta", "cpu", "cpu", "meta")]
+    cache = TreeCache(devices, batch=3, nodes=4, positions=10)
+    cache.allocate(torch.zeros(3, 2, 1, 8))
+    assert [s.device for s in cache.storage] == [torch.device(d) for d in ("meta", "cpu", "meta")]
+    assert [s.shape for s in cache.storage] == [(n, 2, 3, 2, 16, 8) for n in (1, 2, 1)]
+    columns = torch.tensor([[1, 2], [1, 3], [1, 4]])
+    cache.commit(columns, columns)  # indices go along: with those of another device it would raise
+    cache.move([2], [0])
+    assert cache.prefix(5)[0].shape == (1, 2, 3, 2, 5, 8)
+
+
+def test_layers_are_where_their_hooks_send_them():
+    model = tiny_opt(1, layers=3)
+    assert layer_devices(model) == [torch.device("cpu")] * 3
+    model.hf_device_map = {"model.decoder.layers.1": "meta", "": "cpu"}
+    model.model.decoder.layers[1]._hf_hook = AlignDevicesHook(execution_device="meta")
+    assert layer_devices(model) == [torch.device(d) for d in ("cpu", "meta", "cpu")]
+
+
+def test_a_drafter_that_is_not_beside_the_head_is_refused():
+    target, drafter = tiny_opt(1), tiny_opt(2).to("meta")
+    assert "head is on cpu and the drafter on meta" in refusal(rsdbench.load_pair, target, drafter)
+
+
+def test_a_pair_that_a_row_no_longer_needs_is_gone_before_the_next_is_loaded(monkeypatch):
+    import weakref
+
+    from rsdbench.experiment import runner
+    from rsdbench.experiment.compose import compose
+
+    runner.release_pair()
+    seen = []
+
+    def load(config):
+        assert all(pair() is None for pair in seen), "two pairs at once"
+        pair = make_pair("opt")
+        seen.append(weakref.ref(pair))
+        return pair
+
+    monkeypatch.setattr(runner, "loaded_pair", load)
+    rows = [("opt-2.6m", "wmt"), ("opt-2.6m", "xsum"), ("opt-6m", "wmt")]
+    for target, dataset in rows:
+        config, _ = compose(["experiment=smoke", "drafter=opt-25k", f"target={target}", f"dataset={dataset}"])
+        assert runner.pair_of(config) is seen[-1]()
+    assert len(seen) == 2
+    runner.release_pair()
