@@ -329,11 +329,20 @@ def test_models_that_cannot_be_loaded_fail_their_row(tmp_path, monkeypatch):
     assert overview(tmp_path).reasons == {c.id: "MemoryError: no room for the weights" for c in planned.cells}
 
 
-def test_a_sweep_with_bad_data_goes_through_all_jobs_and_ends_with_code_2(tmp_path):
+def test_a_sweep_with_too_few_rows_is_refused_before_any_job(tmp_path):
     axes = [*SMALL[:1], "drafter=opt-25k,opt-70k", *SMALL[2:], "dataset.num_prompts=1000"]
+    _, err = rsdbench("run", "-m", *axes, f"results={tmp_path / 'r'}", code=2)
+    assert err == "rsdbench: dataset.num_prompts is 1000, but 'debian_de_en' has only 600 rows\n"
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_sweep_whose_prompts_do_not_fit_goes_through_all_jobs_and_ends_with_code_2(tmp_path):
+    """What only the tokenizer shows is seen when a job has loaded its models."""
+    axes = [*SMALL[:1], "drafter=opt-25k,opt-70k", *SMALL[2:], "dataset.max_prompt_tokens=4"]
     _, err = rsdbench("run", "-m", *axes, f"results={tmp_path}", code=2)
     assert err.count("rsdbench: ") == 1
-    assert "and 3 more (dataset.num_prompts is 1000, but 'debian_de_en' has only 600 rows)" in err
+    assert "and 3 more (" in err
+    assert "only 4 are free" in err
     assert overview(tmp_path).count("failed") == 4
 
 
