@@ -90,7 +90,8 @@ def descend(rule: Rule, warp: Warp, drafts: Drafts, level: Below, uniforms: Tens
     last = torch.where(going, verdict.residual, walk.last)
 
     going = hits.any(1, keepdim=True)
-    node = slots.gather(1, hits.to(torch.int8).argmax(1, keepdim=True))  # [B, 1], within the level
+    hit, _ = first_true(hits, 1)
+    node = slots.gather(1, hit)  # [B, 1], within the level
     token = tokens.gather(1, node)
     row = torch.where(going, level.nodes[node] + 1, walk.row.unsqueeze(1))
     steps = torch.arange(walk.rows.shape[1], device=row.device)
@@ -131,5 +132,5 @@ def first_true(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     rank = mask.cumsum(1) - 1  # [B, W]
     chosen = (rank.unsqueeze(1) == torch.arange(count, device=mask.device).unsqueeze(1)) & mask.unsqueeze(1)
-    present = chosen.any(-1)
-    return chosen.to(torch.int8).argmax(-1), present
+    # not by argmax: compiled for a vector unit, that of small integers leaves the row where all are equal (torch 2.13)
+    return (chosen * torch.arange(mask.shape[1], device=mask.device)).sum(-1), chosen.any(-1)
