@@ -49,6 +49,6 @@ def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
         beta = torch.minimum(q.unsqueeze(1), p.unsqueeze(1) / rho.unsqueeze(-1)).sum(-1)
         above = at_least_one(beta, number) <= rho * beta  # False ... False True ... True
         above[:, -1] = True
-        first = above.to(torch.int8).argmax(-1, keepdim=True)
+        first = (above.cumsum(-1) == 0).sum(-1, keepdim=True)  # the first True; an argmax of int8 compiles wrongly
         low, high = rho.gather(1, (first - 1).clamp(min=0)), rho.gather(1, first)
     return high
