@@ -9,6 +9,7 @@ import torch
 import rsdbench
 from rsdbench.engine import lane
 from rsdbench.engine.cache import TreeCache
+from rsdbench.engine.models import FoundPair
 from rsdbench.experiment import runner
 from rsdbench.experiment.overview import overview
 from rsdbench.experiment.plan import planned_rows
@@ -106,15 +107,15 @@ def test_one_line_says_what_failed(tmp_path, monkeypatch, capsys):
 
 def test_the_models_of_a_row_are_gone_before_the_next_ones_come(tmp_path, monkeypatch):
     """Two large targets have no room beside each other."""
-    held, load = [], runner.loaded_pair
+    held, load = [], FoundPair.load
 
-    def watched(config):
+    def watched(found, *room):
         assert not alive(held), "the pair before is still there"
-        pair = load(config)
+        pair = load(found, *room)
         held.append(weakref.ref(pair.target))
         return pair
 
-    monkeypatch.setattr(runner, "loaded_pair", watched)
+    monkeypatch.setattr(FoundPair, "load", watched)
     runner.release_pair()  # of an earlier test
     row = ["experiment=smoke", "drafter=opt-25k", "dataset=wmt", "methods=[sd]", "budgets=[6]", f"results={tmp_path}"]
     assert face.run_rows([p for t in ("2.6m", "6m") for p in planned_rows([*row, f"target=opt-{t}"])]) == 0

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rsdbench.engine.ahead import compiler_at_hand
+from rsdbench.engine.cache import position_limit
 from rsdbench.engine.compiled import CompiledForward, Forward
 from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.drafting import Drafting
@@ -102,6 +103,38 @@ def parameters(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@dataclass(frozen=True)
+class FoundPair:
+    """A pair of which everything is known and checked, and whose weights are not read yet; made by `find_pair`.
+
+    target, drafter: each a `Source`, or a model that was loaded before.
+    """
+
+    target: Any
+    drafter: Any
+    tokenizer: Any
+    device: str
+    dtype: torch.dtype
+    quantization: str | None
+    max_memory: Mapping[int | str, int | str] | None
+
+    @property
+    def positions(self) -> int:
+        """Positions that both models have."""
+        return min(position_limit(self.target), position_limit(self.drafter))
+
+    def load(self, batch_size: int = 1, max_length: int | None = None) -> Pair:
+        """Read the weights. batch_size, max_length: as in `load_pair`.
+
+        Raises:
+            UsageError: the models do not fit, or their weights cannot be loaded.
+        """
+        memory = free_memory(self.device, self.max_memory)
+        room = batch_size, max_length
+        models = placed(self.target, self.drafter, self.dtype, memory, self.quantization, room)
+        return Pair(*models, tokenizer=self.tokenizer, quantization=self.quantization)
+
+
 def load_pair(
     target: Any, drafter: Any, device: str = "auto", dtype: str = "auto",
     target_revision: str | None = None, drafter_revision: str | None = None,
@@ -120,6 +153,21 @@ def load_pair(
         UsageError: a model is neither on disk nor reachable, is not whole or does not fit, the vocabularies or
             tokenizers differ, or a setting is unknown or not available.
     """
+    found = find_pair(
+        target, drafter, device, dtype, target_revision, drafter_revision, quantization, max_memory
+    )  # fmt: skip
+    return found.load(batch_size, max_length)
+
+
+def find_pair(
+    target: Any, drafter: Any, device: str, dtype: str, target_revision: str | None, drafter_revision: str | None,
+    quantization: str | None, max_memory: Mapping[int | str, int | str] | None,
+) -> FoundPair:  # fmt: skip
+    """The first half of `load_pair`: everything but the weights.
+
+    Raises:
+        UsageError: as in `load_pair`, except for what only the weights show.
+    """
     check_quantization(quantization)
     if quantization and not isinstance(target, str):
         raise UsageError(f"quantization={quantization} is for a target that is loaded by its name")
@@ -130,16 +178,10 @@ def load_pair(
 
     asked = ((target, target_revision), (drafter, drafter_revision))
     found = [find_source(m, revision, kind) if isinstance(m, str) else m for m, revision in asked]
-    sources = [m if isinstance(m, Source) else None for m in found]
-    tokenizers = [load_tokenizer(source) if source else None for source in sources]
+    tokenizers = [load_tokenizer(m) if isinstance(m, Source) else None for m in found]
     check_tokenizers(*tokenizers)
     check_vocabularies(*(m.config.vocab_size for m in found))
-    room = batch_size, max_length
-    return Pair(
-        *placed(*found, kind, memory, quantization, room),
-        tokenizer=tokenizers[0] or tokenizers[1],
-        quantization=quantization,
-    )
+    return FoundPair(*found, tokenizers[0] or tokenizers[1], device, kind, quantization, max_memory)
 
 
 def placed(

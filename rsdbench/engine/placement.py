@@ -43,7 +43,7 @@ def device_map(
             return {"": device}
     if target is not None and gpus:
         # layers are shared out evenly, and so are their keys and values, which lie where a layer computes
-        left = {device: free - own // len(gpus) * (device != CPU) for device, free in usable.items()}
+        left = {device: max(0, free - own // len(gpus) * (device != CPU)) for device, free in usable.items()}
         choices = [{device: left[device] for device in gpus}] if len(gpus) > 1 else []
         choices += [left] if offload and CPU in usable else []
         for devices in choices:

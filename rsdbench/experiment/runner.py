@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from rsdbench.engine.cache import position_limit
 from rsdbench.engine.checkpoints import hub_commit
 from rsdbench.engine.decode import Generation, generate
 from rsdbench.engine.methods import BASELINE, get_shape
-from rsdbench.engine.models import Pair, load_pair, parameters
+from rsdbench.engine.models import FoundPair, Pair, find_pair, parameters
 from rsdbench.engine.prefixes import Prefixes
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
@@ -33,17 +32,34 @@ from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
 KEEP_EVERY = 30.0  # seconds between two saves of an unfinished cell's prompts: what a kill without warning can cost
 POLL_EVERY = 2.0  # seconds between two looks at cells that other processes run
-HELD: dict[str, Pair] = {}  # the pair of the last row job
+HELD: dict[str, tuple[Pair, int]] = {}  # the pair of the last row job, and the tokens of a batch that it has room for
 
 
-def pair_of(config: DictConfig) -> Pair:
-    """A row's pair: that of the row before if they differ in the dataset alone, else that one is gone before."""
+def found_pair(config: DictConfig) -> FoundPair:
+    """A row's pair before its weights are read.
+
+    Raises:
+        UsageError: as in `find_pair`.
+    """
+    target, drafter = config.target, config.drafter
+    return find_pair(
+        target.path, drafter.path, config.device, config.dtype, target.revision, drafter.revision,
+        target.quantization, config.max_memory,
+    )  # fmt: skip
+
+
+def pair_of(config: DictConfig, found: FoundPair, batch_size: int, max_length: int) -> Pair:
+    """A row's pair: that of the row before if it has the same models and room, else that one is gone before.
+
+    batch_size, max_length: of what will be decoded at once.
+    """
     keys = ("target", "drafter", "device", "dtype", "max_memory", "compile")
     key = json.dumps([OmegaConf.to_container(config[k]) if OmegaConf.is_config(config[k]) else config[k] for k in keys])
-    if key not in HELD:
+    room = batch_size * max_length
+    if key not in HELD or HELD[key][1] < room:
         release_pair()
-        HELD[key] = loaded_pair(config)
-    return HELD[key]
+        HELD[key] = prepared(found.load(batch_size, max_length), config.compile), room
+    return HELD[key][0]
 
 
 def release_pair() -> None:
@@ -59,18 +75,12 @@ def free_memory() -> None:
         torch.accelerator.empty_cache()
 
 
-def loaded_pair(config: DictConfig) -> Pair:
-    """The models of a row, compiled if they are to be."""
-    target, drafter, prompt = config.target, config.drafter, config.dataset.max_prompt_tokens
-    pair = load_pair(
-        target.path, drafter.path, config.device, config.dtype, target.revision, drafter.revision,
-        target.quantization, config.max_memory, batch_size=config.quality.batch_size,
-        max_length=prompt and prompt + config.decode.max_new_tokens + TREE_POSITIONS,
-    )  # fmt: skip
-    if config.compile == "auto" and pair.can_compile:  # CUDA graphs are for those who ask
+def prepared(pair: Pair, compile: str | bool) -> Pair:
+    """A pair, compiled if it is to be."""
+    if compile == "auto" and pair.can_compile:  # CUDA graphs are for those who ask
         with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
             pair.compile()
-    elif config.compile is True:
+    elif compile is True:
         pair.compile()
     return pair
 
@@ -81,12 +91,14 @@ class RowRunner:
     def __init__(self, row: RowJob) -> None:
         config = row.config
         self.row, self.config = row, config
-        self.pair = pair_of(config)
+        found, behind = found_pair(config), config.decode.max_new_tokens + TREE_POSITIONS
+        room = found.positions - behind
+        self.examples = load_examples(
+            config.dataset, found.tokenizer, min(room, config.dataset.max_prompt_tokens or room)
+        )
+        longest = max(len(example.prompt) for example in self.examples) + behind
+        self.pair = pair_of(config, found, min(config.quality.batch_size, len(self.examples)), longest)
         self.pair.prefixes = Prefixes(int(config.prefix_memory * 2**30))
-        limit = min(position_limit(self.pair.target), position_limit(self.pair.drafter))
-        room = limit - config.decode.max_new_tokens - TREE_POSITIONS
-        room = min(room, config.dataset.max_prompt_tokens or room)
-        self.examples = load_examples(config.dataset, self.pair.tokenizer, room)
         self.stop = stop_tokens(config.dataset, self.pair.tokenizer)
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
