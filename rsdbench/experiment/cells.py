@@ -90,9 +90,7 @@ class RowJob:
         """What the row's cells depend on. A local model or dataset counts by its contents, not by where it lies."""
         plain = OmegaConf.to_container(self.config, resolve=True)
         content = {key: plain[key] for key in SETTINGS}
-        if not plain["decode"][
-            "profile"
-        ]:  # one more pass: without it, cells are what they were before it could be asked
+        if not plain["decode"]["profile"]:  # cells without this pass are what they were before it could be asked
             del content["decode"]["profile"]
         content["dataset"] = dataset_content(plain["dataset"])
         for role in ("drafter", "target"):

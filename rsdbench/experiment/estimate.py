@@ -169,11 +169,12 @@ def assumptions(works: Sequence[Workload]) -> list[str]:
     prompts = {}
     for work in works:
         mean, most = work.prompt_tokens
-        prompts[work.config.dataset.label] = f"{work.config.dataset.label} {mean} on average and {most:,} at most"
+        label = work.config.dataset.label
+        prompts[label] = f"{label} {mean} on average and {most:,} at most, in batches of {work.batch}"
     first = works[0]
     efficiency = ", ".join(f"{METHODS[name].label} {low}-{high}" for name, (low, high) in EFFICIENCY.items())
     return [
-        f"Memory: {first.dtype}, batches of {first.batch}, a tenth of each card left free.",
+        f"Memory: {first.dtype}, a tenth of each card left free.",
         f"Tokens of a prompt: {'; '.join(prompts.values())}; of an answer: all {first.config.decode.max_new_tokens}.",
         f"Block efficiency at 6-30 tokens, low: as in the paper's figure ({efficiency}); high: 1.",
         f"A forward reads weights and cache at {BANDWIDTH_REACHED:.0%} of the bandwidth or computes at "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rsdbench.engine.checkpoints import REACH_TIMEOUT
+from rsdbench.engine.checkpoints import REACH_TIMEOUT, offline
 from rsdbench.errors import UsageError
 from rsdbench.experiment.splits import Split, column_names, parquet_paths, parquet_split, split_files
 
@@ -115,7 +114,7 @@ def remote_files(name: str, revision: str | None) -> tuple[str, ...]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if offline():
         raise OutOfReachError("HF_HUB_OFFLINE is set")
     pool = ThreadPoolExecutor(1)
     try:

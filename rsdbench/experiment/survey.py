@@ -19,7 +19,9 @@ from rsdbench.engine.checkpoints import cached_checkpoint, hub_problem, local_ch
 from rsdbench.engine.quantization import EXTRA
 from rsdbench.errors import UsageError
 from rsdbench.experiment.footprint import GIB
+from rsdbench.experiment.hub_datasets import download_command
 from rsdbench.experiment.provenance import slurm_job
+from rsdbench.experiment.splits import local_data
 from rsdbench.experiment.tasks import chosen_rows, open_split
 
 OK, MISSING, PARTIAL, ABSENT = "ok", "missing", "partial", "absent"  # absent: and not needed
@@ -170,7 +172,12 @@ def datasets(configs: Sequence[DictConfig]) -> list[Finding]:
 
 def dataset_finding(config: DictConfig) -> Finding:
     """Whether a dataset is on disk, with enough rows and all their columns."""
-    subject, remedy = f"dataset {config.name}", dataset_command(config)
+    subject = f"dataset {config.name}"
+    try:
+        local = local_data(config.path)
+    except UsageError as error:
+        return Finding(MISSING, subject, str(error))
+    remedy = "" if local else download_command(config.path, config.config, config.split, config.revision)
     try:
         split = open_split(config, fetch=False)
     except UsageError as error:
@@ -182,10 +189,3 @@ def dataset_finding(config: DictConfig) -> Finding:
     except UsageError as error:
         return Finding(PARTIAL, subject, str(error))
     return Finding(OK, subject, f"{config.path}, {split.count:,} rows, of which {config.num_prompts:,} are used")
-
-
-def dataset_command(config: DictConfig) -> str:
-    """How to get a split of a dataset from the hub."""
-    version = f" --revision {config.revision}" if config.revision else ""
-    part = f"{config.config}/{config.split}*" if config.config else f"*{config.split}*"
-    return f"hf download {config.path} --repo-type dataset{version} --include '{part}'"
