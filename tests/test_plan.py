@@ -59,8 +59,9 @@ def test_the_papers_grid_is_planned_where_nothing_of_it_is(capsys, no_hub, tmp_p
         assert row["fit"]["text"] in out
         assert row["hardware"]["name"] == "h100-80gb"
     fits = {row["label"].partition("-")[2]: row["fit"]["text"] for row in found["rows"]}
-    assert fits["125M-13B, XSum"] == fits["350M-30B, WMT"] == "fits one card"
-    assert fits["350M-66B, WMT"] == fits["350M-66B, XSum"] == "fits one card as int4"
+    own = {label: text for label, text in fits.items() if "66B" not in label}
+    assert set(own.values()) == {"fits one card"}, "and the others do as int4"
+    assert {text for label, text in fits.items() if label not in own} == {"fits one card as int4"}
     for name in ("hours", "gpu_hours"):
         sums = {end: sum(row[name][end] for row in found["rows"] if row[name]) for end in ("low", "high")}
         assert found["total"]["h100-80gb"][name] == pytest.approx(sums)
