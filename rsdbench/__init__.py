@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from rsdbench.errors import UsageError
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair"]
+
+for _library in ("torchao", "torch.utils._pytree"):  # at import they warn of kernels that were built for other machines
+    logging.getLogger(_library).setLevel(logging.ERROR)
 
 HOMES = {
     "Generation": "rsdbench.engine.decode",

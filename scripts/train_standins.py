@@ -26,10 +26,10 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from rsdbench.experiment.prompts import encode_prompt
 from rsdbench.files import whole_file
@@ -56,10 +56,10 @@ class Recipe:
     init_std: float = 0.02
     extra: dict = field(default_factory=dict)
 
-    def config(self) -> OPTConfig:
+    def config(self) -> transformers.OPTConfig:
         """The model's configuration."""
         width, layers, heads, ffn = (self.shape[k] for k in ("width", "layers", "heads", "ffn"))
-        return OPTConfig(
+        return transformers.OPTConfig(
             vocab_size=VOCABULARY, hidden_size=width, word_embed_proj_dim=self.extra.get("embedding", width),
             num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=ffn, max_position_embeddings=POSITIONS,
             do_layer_norm_before=self.extra.get("pre_norm", True), dropout=0.0, init_std=self.init_std,
@@ -78,7 +78,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str]) -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE with OPT's special tokens at OPT's ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -91,21 +91,21 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         ),
     )  # fmt: skip
     tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", EOS)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
         model_max_length=POSITIONS,
     )  # fmt: skip
 
 
-def load_tokenizer(train: pd.DataFrame, out: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(train: pd.DataFrame, out: Path) -> transformers.PreTrainedTokenizerFast:
     """The tokenizer of the models in `out`, trained first if there is none."""
     folder = out / "opt-25k"
     if not (folder / "tokenizer.json").exists():
         train_tokenizer([*train.source, *train.reference]).save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def encode(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[tuple[np.ndarray, int, str]]:
+def encode(frame: pd.DataFrame, tokenizer: transformers.PreTrainedTokenizerFast) -> list[tuple[np.ndarray, int, str]]:
     """(token ids of prompt + answer + </s>, length of the prompt, task) of each example that fits."""
     encoded = []
     for row in frame.itertuples():
@@ -146,7 +146,7 @@ def tensors(data: list, batch: list[int], device: str) -> tuple[torch.Tensor, to
     return ids.to(device), weights.to(device)
 
 
-def token_losses(model: OPTForCausalLM, ids: torch.Tensor, autocast: bool) -> torch.Tensor:
+def token_losses(model: transformers.OPTForCausalLM, ids: torch.Tensor, autocast: bool) -> torch.Tensor:
     """Cross-entropy of every token but the first, [B, T-1], in nats. Padding is on the right: causality hides it."""
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=autocast):
         logits = model(input_ids=ids, use_cache=False).logits
@@ -154,7 +154,7 @@ def token_losses(model: OPTForCausalLM, ids: torch.Tensor, autocast: bool) -> to
 
 
 @torch.no_grad()
-def evaluate(model: OPTForCausalLM, data: list, device: str) -> dict[str, float]:
+def evaluate(model: transformers.OPTForCausalLM, data: list, device: str) -> dict[str, float]:
     """Mean loss of the answers' tokens, by task, in nats a token."""
     total: dict[str, float] = {}
     count: dict[str, float] = {}
@@ -170,10 +170,10 @@ def evaluate(model: OPTForCausalLM, data: list, device: str) -> dict[str, float]
 
 def train(
     name: str, recipe: Recipe, data: list, held_out: list, work: Path, tokens: float, device: str
-) -> tuple[OPTForCausalLM, dict]:
+) -> tuple[transformers.OPTForCausalLM, dict]:
     """Train one model to `tokens` seen tokens, from its last checkpoint if there is one; returns it and its log."""
     torch.manual_seed(0)
-    model = OPTForCausalLM(recipe.config()).to(device)
+    model = transformers.OPTForCausalLM(recipe.config()).to(device)
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -234,7 +234,7 @@ def train(
     return model, {"parameters": sum(p.numel() for p in model.parameters()), **state}
 
 
-def publish(model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def publish(model: transformers.OPTForCausalLM, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:
     """Put float16 weights and tokenizer into a folder, in place of what is there, once they are written whole."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial") as fresh:

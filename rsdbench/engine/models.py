@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -263,7 +262,5 @@ def quiet_libraries() -> None:
     """No progress bars and warnings of libraries between the lines of ours."""
     import transformers
 
-    for name in ("torchao", "torch.utils._pytree"):  # of kernels that this machine has no use for
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
