@@ -57,6 +57,19 @@ def make_pair(kind, vocabulary=64, noise=0.1, **changes):
     return Pair(target, resembling(target, 3, noise))
 
 
+COMPILED = ("test_certificate", "test_compiled", "test_compiled_steps")  # they need the same compiled code
+LONGEST = (*COMPILED, "test_slurm", "test_crashes", "test_grid", "test_sweeps")
+
+
+def pytest_collection_modifyitems(items):
+    """Several processes share the tests by module, the longest modules first, so that none is left waiting for long."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.module.__name__.split(".")[-1], len(LONGEST)))
+    for item in items:
+        module = item.module.__name__.split(".")[-1]
+        item.add_marker(pytest.mark.xdist_group("compiled" if module in COMPILED else module))
+
+
 PAIRS = ("opt", "opt_post_norm", "llama", "mixed")
 
 
