@@ -61,6 +61,7 @@ COMPILED = ("test_certificate", "test_compiled", "test_compiled_steps")  # they 
 LONGEST = (*COMPILED, "test_slurm", "test_crashes", "test_grid", "test_sweeps")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Several processes share the tests by module, the longest modules first, so that none is left waiting for long."""
     place = {name: i for i, name in enumerate(LONGEST)}
