@@ -61,14 +61,27 @@ COMPILED = ("test_certificate", "test_compiled", "test_compiled_steps")  # they 
 LONGEST = (*COMPILED, "test_slurm", "test_crashes", "test_grid", "test_sweeps")
 
 
-@pytest.hookimpl(tryfirst=True)
+def module_of(nodeid):
+    return nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
+
+
 def pytest_collection_modifyitems(items):
-    """Several processes share the tests by module, the longest modules first, so that none is left waiting for long."""
+    """The longest modules first, so that of several processes none is left with one at the end."""
     place = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.module.__name__.split(".")[-1], len(LONGEST)))
-    for item in items:
-        module = item.module.__name__.split(".")[-1]
-        item.add_marker(pytest.mark.xdist_group("compiled" if module in COMPILED else module))
+    items.sort(key=lambda item: place.get(module_of(item.nodeid), len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Processes share the tests by module, for a module's tests share what is costly."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = module_of(nodeid)
+            return "compiled" if module in COMPILED else module
+
+    return ByModule(config, log)
 
 
 PAIRS = ("opt", "opt_post_norm", "llama", "mixed")
