@@ -5,6 +5,7 @@ import torch
 
 import rsdbench
 from rsdbench.engine import ahead, compiled_steps, walk
+from rsdbench.engine.cache import TreeCache, accept
 from rsdbench.engine.compiled_steps import PLAIN, Steps
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.engine.tree import level_rows, own_rows
@@ -46,7 +47,7 @@ def test_verification_goes_the_same_way(method, structure, batch):
         parents = torch.tensor([shape.parents]).expand(batch, -1)
         laws = random_law(batch, 1 + shape.expanded)
         tempered = random_law(batch, 1 + shape.budget)
-        drafts = Drafts(tempered, laws.exp(), tokens, parents, torch.rand(tokens.shape) < 0.9)
+        drafts = Drafts(tempered, laws, tokens, parents, torch.rand(tokens.shape) < 0.9)
         ours = theirs = walk.start(batch, shape.depth, WORDS, torch.device("cpu"))
         for depth, fanout in enumerate(shape.fanouts, 1):
             uniforms = torch.rand(batch, slots_of(fanout)) ** 3  # often accepted
@@ -82,11 +83,39 @@ def test_a_beam_grows_the_same_way(beam, batch):
         level = theirs
 
 
+def random_caches(lanes):
+    """Of a target and a drafter, for four sequences and trees of six nodes: the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    caches = [TreeCache([torch.device("cpu")] * layers, 4, 6, 20) for layers in (3, 1)[:lanes]]
+    for heads, cache in zip((4, 2), caches, strict=False):
+        cache.allocate(torch.zeros(4, heads, 1, 5))
+        cache.storage[0].normal_(generator=generator)
+    return caches
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_accepted_rows_move_the_same_way(lanes, batch, rows):
+    torch.manual_seed(rows)
+    accepted_rows = torch.stack([torch.cat([torch.zeros(1), torch.randperm(6)[: rows - 1] + 1]) for _ in range(batch)])
+    accepted, length = torch.randint(rows, (batch,)), torch.randint(1, 9, (batch,))
+    ours, theirs, before = (random_caches(lanes) for _ in range(3))
+    steps = Steps(METHODS["sd"].drafting, METHODS["sd"].rule, WORDS)
+    assert compiled_steps.compiled_accept(lanes) is not None
+    found = steps.accept(ours, accepted_rows.long(), accepted, length)
+    assert torch.equal(found, accept(theirs, accepted_rows.long(), accepted, length))
+    assert torch.equal(found, length + accepted + 1)
+    for a, b, c in zip(ours, theirs, before, strict=True):
+        assert torch.equal(a.storage[0], b.storage[0])
+        assert not torch.equal(a.storage[0], c.storage[0])
+
+
 def test_a_few_libraries_serve_all_structures_and_vocabularies(cache):
     for method in METHODS.values():
         for structures in method.drafting.structures.values():
             for structure in structures:
-                assert {walk.slots_of(f) for f in method.drafting.shape(structure).fanouts} <= {2, 4, 8}
+                assert {walk.slots_of(f) for f in method.drafting.shape(structure).fanouts} <= {1, 2, 4, 8}
     rule, drafting = METHODS["rsd_s"].rule, METHODS["rsd_s"].drafting
     files = []
     for words in (WORDS, WORDS + 4):
@@ -107,7 +136,7 @@ def test_a_rule_that_cannot_be_compiled_runs_as_it_is():
     own = METHODS["rsd_c"]
     shape, steps = get_shape("rsd_c", "2-2"), Steps(own.drafting, a_new_rule, WORDS)
     drafts = Drafts(
-        random_law(1, 7), random_law(1, 3).exp(), torch.arange(6).unsqueeze(0), torch.tensor([shape.parents]),
+        random_law(1, 7), random_law(1, 3), torch.arange(6).unsqueeze(0), torch.tensor([shape.parents]),
         torch.ones(1, 6, dtype=torch.bool),
     )  # fmt: skip
     start, level = walk.start(1, 2, WORDS, torch.device("cpu")), below(shape, 1, torch.device("cpu"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import rsdbench
+from rsdbench.engine import draft, lane
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.engine.models import Pair
 
@@ -125,6 +126,16 @@ def test_a_seed_fixes_the_tokens(pairs, method, structure, budget):
     assert first.tokens == again.tokens
     assert first.blocks == again.blocks
     assert first.tokens != other.tokens
+
+
+@pytest.mark.parametrize(("method", "structure", "budget"), [("ar", None, 0), *all_structures((6, 30))])
+@pytest.mark.parametrize("warp", [(0.0, 1.0), (0.7, 1.0), (0.7, 0.9)])
+def test_large_laws_go_in_parts_and_stay_the_same(pairs, monkeypatch, method, structure, budget, warp):
+    """What vocabularies of 50,000 tokens take, forced upon one of 64."""
+    expected = rsdbench.generate(pairs["mixed"], PROMPTS, method, structure, 10, *warp, seed=1)
+    for module in (lane, draft):
+        monkeypatch.setattr(module, "PART", 64)
+    assert rsdbench.generate(pairs["mixed"], PROMPTS, method, structure, 10, *warp, seed=1).tokens == expected.tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

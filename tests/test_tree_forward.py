@@ -68,7 +68,7 @@ def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, struct
                 expanded = range(-1, shape.expanded)
                 lines = [prefix + path_to(tree, b, n) for b, prefix in enumerate(prefixes) for n in expanded]
                 laws = WARP.law(plain_logits(pair.drafter, lines))
-                torch.testing.assert_close(tree.laws.flatten(0, 1), laws, rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(tree.laws.exp().flatten(0, 1), laws, rtol=1e-3, atol=1e-3)
         assert len(decoder.alive) == len(PROMPTS) - 1
 
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from rsdbench.engine import decode, lane
+from rsdbench.engine import decode, lane, randomness
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.methods import METHODS
 from rsdbench.engine.tree import TreeShape
@@ -78,7 +78,7 @@ def with_rule(method: str, rule: Rule) -> Iterator[None]:
 @contextmanager
 def noise_drawn_once() -> Iterator[None]:
     """The Gumbel noise of a batch's first block serves in all its blocks. The first token's law stays right."""
-    fresh: Any = decode.gumbel_noise
+    fresh: Any = randomness.gumbel_noise
     kept: list[Any] = [None, None]  # a batch has a generator of its own
 
     def stale(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -86,7 +86,7 @@ def noise_drawn_once() -> Iterator[None]:
             kept[:] = generator, fresh(shape, generator)
         return kept[1][: shape[0]]  # batches only shrink
 
-    with patch.object(decode, "gumbel_noise", stale):
+    with patch.object(randomness, "gumbel_noise", stale):
         yield
 
 
@@ -137,14 +137,13 @@ def untempered_bonus() -> Iterator[None]:
 @contextmanager
 def rejected_rows_visible() -> Iterator[None]:
     """Behind the accepted path lies a row of a rejected branch, and from the second block on the mask shows it."""
-    commit, block, bias = decode.Decoder.commit, decode.Decoder.block, lane.attention_bias
+    move, block, bias = decode.Decoder.move, decode.Decoder.block, lane.attention_bias
 
-    def leaving(self: decode.Decoder, outcome: Outcome, most: int) -> None:
+    def leaving(self: decode.Decoder, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
         level = torch.arange(self.shape.depth + 1)
         first_nodes = torch.tensor([0, *(start + 1 for start in self.shape.starts[:-1])])
-        rejected = level > outcome.accepted.unsqueeze(1)
-        rows = torch.where(rejected, first_nodes, outcome.rows)
-        commit(self, outcome._replace(rows=rows), min(most + 1, self.shape.depth))
+        rows = torch.where(level > accepted.unsqueeze(1), first_nodes, rows)
+        return move(self, min(most + 1, self.shape.depth), rows, accepted, length)
 
     def showing(ancestors: Tensor, length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
         return bias(ancestors, length + 1, torch.arange(len(steps) + 1), previous, dtype)
@@ -155,7 +154,7 @@ def rejected_rows_visible() -> Iterator[None]:
                 stack.enter_context(patch.object(lane, "attention_bias", showing))
             block(self, clock)
 
-    with patch.object(decode.Decoder, "commit", leaving), patch.object(decode.Decoder, "block", leaky):
+    with patch.object(decode.Decoder, "move", leaving), patch.object(decode.Decoder, "block", leaky):
         yield
 
 

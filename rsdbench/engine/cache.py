@@ -74,6 +74,7 @@ class TreeCache(Cache):
         self.runs = [(device, len(list(run))) for device, run in groupby(devices)]
         self.batch = batch
         self.scratch = 2 + nodes
+        self.first = torch.tensor(self.scratch)
         self.columns = self.scratch + positions
         self.make = allocate
         self.storage: list[Tensor] = []
@@ -138,6 +139,28 @@ class TreeCache(Cache):
         if sources:
             for storage in self.storage:
                 storage[:, :, targets] = storage[:, :, sources]
+
+
+def accept(caches: Sequence[TreeCache], rows: Tensor, accepted: Tensor, length: Tensor) -> Tensor:
+    """Move accepted rows behind the prefix in the target's cache and the drafter's, if there is one; the new lengths.
+
+    rows [B, R], as in `accepted_columns`; accepted, length [B].
+    """
+    for cache, previous in zip(caches, (False, True), strict=False):
+        cache.commit(*accepted_columns(rows, length, previous))
+    return length + accepted + 1
+
+
+def accepted_columns(rows: Tensor, length: Tensor, previous: bool) -> tuple[Tensor, Tensor]:
+    """What `TreeCache.commit` copies of a block, and where to: scratch columns and positions, both [B, R].
+
+    rows [B, R]: the root and the accepted rows of the tree; length [B]: the root's position; previous: of a drafter,
+    that is the token before the root, and all but the deepest row, which it may not have.
+    """
+    columns, positions = rows + 1, length.unsqueeze(1) + torch.arange(rows.shape[1], device=rows.device)
+    if not previous:
+        return columns, positions
+    return torch.nn.functional.pad(columns[:, :-1], (1, 0)), positions - 1
 
 
 def copy_columns(storage: Tensor, sources: Tensor, targets: Tensor) -> None:

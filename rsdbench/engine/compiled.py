@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
     tokens [B, R]; depths [R], their positions from the root's; ancestors [B, R, 1 + N] bool; length [B], the root's
     position; steps [end] and previous [], as in `attention_bias`; columns [R] of the storage that are written;
-    temperature [], above 0.
+    temperature [].
     """
 
     tokens: Tensor
@@ -46,8 +46,8 @@ class Rows(NamedTuple):
     temperature: Tensor
 
 
-# rows, keys and values of each layer [B, H, columns, D] -> logits [B, R, V], log-laws at the temperature [B, R, V]
-Forward = Callable[[Rows, list[Tensor]], tuple[Tensor, Tensor]]
+# rows, keys and values of each layer [B, H, columns, D] -> `Warp.tempered` of the logits [B, R, V]
+Forward = Callable[[Rows, list[Tensor]], Tensor]
 SIZES = Rows(
     tokens={0: DYNAMIC, 1: DYNAMIC}, depths={0: DYNAMIC}, ancestors=dict.fromkeys(range(3), DYNAMIC),
     length={0: DYNAMIC}, steps={0: DYNAMIC}, previous={}, columns={0: DYNAMIC}, temperature={},
@@ -77,7 +77,7 @@ class Step(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, rows: tuple[Tensor, ...], storage: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: tuple[Tensor, ...], storage: list[Tensor]) -> Tensor:
         """See `Forward`. What is exported knows tuples, but no names in them."""
         rows = Rows(*rows)
         bias = attention_bias(rows.ancestors, rows.length, rows.steps, rows.previous, self.model.dtype)
@@ -86,7 +86,8 @@ class Step(torch.nn.Module):
         logits = self.model(
             input_ids=rows.tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
-        return logits, tempered(logits, rows.temperature)
+        warm = rows.temperature > 0
+        return torch.where(warm, tempered(logits, torch.where(warm, rows.temperature, 1.0)), logits)
 
 
 class CompiledForward:
@@ -100,9 +101,9 @@ class CompiledForward:
         )  # fmt: skip
         self.weights = self.library.set_weights(Step(model).state_dict())
 
-    def __call__(self, rows: Rows, storage: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def __call__(self, rows: Rows, storage: list[Tensor]) -> Tensor:
         """See `Forward`."""
-        return tuple(self.library.run([*(x.contiguous() for x in rows), *storage]))
+        return self.library.run([*(x.contiguous() for x in rows), *storage])[0]
 
 
 def examples(model: Any) -> tuple[Rows, list[Tensor]]:

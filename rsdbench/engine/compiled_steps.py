@@ -7,7 +7,7 @@ vocabulary, so that all models and structures share it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.engine import walk
+from rsdbench.engine import cache, walk
 from rsdbench.engine.ahead import Library, library
+from rsdbench.engine.cache import TreeCache
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.tree import level_rows
 from rsdbench.engine.walk import Below, Drafts, Outcome, Walk
@@ -25,7 +26,7 @@ from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
 HERE = Path(__file__)
-SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "drafting", "tree"))]
+SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "cache", "drafting", "tree"))]
 SOURCES += [HERE.parents[1] / "sampling" / f"{name}.py" for name in ("laws", "gumbel")]
 SMALL = 8192  # a vocabulary up to which a second thread costs more than it helps
 PLAIN = Warp(1.0)  # no top-p; the temperature is in the laws already
@@ -89,7 +90,7 @@ def compiled_descend(rule: Rule, slots: int, vocabulary: int) -> Library:
     numbers, level, one = torch.zeros(BATCH, NODES, dtype=torch.long), torch.arange(WIDTH), torch.tensor(1)
     return compiled(
         "descend", function, (rule.__qualname__, source(rule), slots), vocabulary,
-        (torch.zeros(BATCH, 1 + NODES, WORDS), "012"), (torch.full((BATCH, 7, WORDS), 1 / WORDS), "012"),
+        (torch.zeros(BATCH, 1 + NODES, WORDS), "012"), (torch.zeros(BATCH, 7, WORDS), "012"),
         (numbers, "01"), (numbers.clone(), "01"), (numbers.bool(), "01"),
         (level, "0"), (one, ""), (one.clone(), ""), (torch.rand(BATCH, slots), "0"), *example_walk(),
     )  # fmt: skip
@@ -106,6 +107,25 @@ def compiled_finish(vocabulary: int) -> Library:
     return compiled(
         "finish", function, None, vocabulary, (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
         (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, WORDS), "01"), *example_walk(),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+@or_none
+def compiled_accept(lanes: int) -> Library:
+    """`cache.accept`, with the storages of the target and, of two lanes, of the drafter."""
+
+    def function(rows: Tensor, accepted: Tensor, length: Tensor, scratch: Tensor, *storages: Tensor) -> tuple[Tensor]:
+        for storage, previous in zip(storages, (False, True), strict=False):
+            columns, positions = cache.accepted_columns(rows, length, previous)
+            cache.copy_columns(storage, columns, positions + scratch)
+        return (length + accepted + 1,)
+
+    rows, numbers = torch.arange(ABOVE).expand(BATCH, -1).contiguous(), torch.zeros(BATCH, dtype=torch.long)
+    storages = [torch.zeros(3, 2, BATCH + 2, 4, 20, 5 + lane) for lane in range(lanes)]
+    return compiled(
+        "accept", function, lanes, 1, (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
+        *((storage, "02345") for storage in storages),
     )  # fmt: skip
 
 
@@ -165,6 +185,13 @@ class Steps:
         if step is None:
             return walk.finish(PLAIN, tempered, root, noise, state)
         return Outcome(*run(step, tempered, root, noise, *state))
+
+    def accept(self, caches: Sequence[TreeCache], rows: Tensor, accepted: Tensor, length: Tensor) -> Tensor:
+        """`cache.accept`."""
+        step = compiled_accept(len(caches)) if all(len(c.storage) == 1 for c in caches) else None
+        if step is None:
+            return cache.accept(caches, rows, accepted, length)
+        return run(step, rows, accepted, length, caches[0].first, *(c.storage[0] for c in caches))[0]
 
 
 def run(function: Library, *inputs: Tensor) -> list[Tensor]:

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.engine.cache import position_limit
+from rsdbench.engine.cache import accept, position_limit
 from rsdbench.engine.clock import PHASES, Clock
 from rsdbench.engine.compiled import Forward
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
 from rsdbench.engine.graphed import bucket
-from rsdbench.engine.lane import Lane, row_numbers
+from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
+from rsdbench.engine.randomness import Randomness
 from rsdbench.engine.tree import DraftTree, TreeShape
 from rsdbench.engine.verify import reading_is_free, verify
 from rsdbench.engine.walk import Outcome, slots_of
 from rsdbench.errors import UsageError
-from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
 
 
@@ -115,11 +115,13 @@ class Decoder:
         self.graphs = pair.graphs if len(prompts) == 1 and len(prompts[0]) > 1 else None
         self.target = self.lane(pair.target, positions, False, pair.target_forward)
         self.drafter = self.lane(pair.drafter, positions, True, pair.drafter_forward) if shape.depth else None
+        self.lanes = [lane for lane in (self.target, self.drafter) if lane is not None]
         self.device = self.target.device
         self.vocabulary = pair.target.config.vocab_size
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.noise_rows = noise_rows(self.method.drafting, shape)
-        self.slots = slots_of(max(shape.fanouts, default=1))
+        rows = sum(noise_rows(self.method.drafting, shape))
+        slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
+        generator = torch.Generator(self.device).manual_seed(seed)
+        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, shape.depth, slots)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
         self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
@@ -150,9 +152,7 @@ class Decoder:
     def prefill(self) -> None:
         """All tokens but each prompt's last go into both caches; equal prompts are computed once."""
         width = max(self.lengths)
-        for lane in (self.target, self.drafter):
-            if lane is None or not width:
-                continue
+        for lane in self.lanes if width else ():
             kept = self.prefixes.get(lane.model, self.prompts)
             if kept is not None:
                 lane.cache.restore(kept)
@@ -171,10 +171,10 @@ class Decoder:
 
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
-        shape, batch, end = self.shape, len(self.alive), self.end()
-        noise = gumbel_noise((batch, self.noise_rows + 1, self.vocabulary), self.generator)
-        uniforms = torch.rand(batch, shape.depth, self.slots, generator=self.generator, device=self.device)
+        shape, end = self.shape, self.end()
+        noise, last_noise, uniforms = self.randomness.block(len(self.alive))
         tree = DraftTree(*self.phase(self.draft, end, self.last_two, self.length, noise))
+        del noise  # of a large vocabulary: the target's forward needs the room
         assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
         clock.mark("draft")
 
@@ -182,12 +182,15 @@ class Decoder:
         (tempered,) = self.phase(self.forward, end, tokens, self.length, tree.ancestors)
         clock.mark("target")
 
-        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, noise[:, -1], tokens[:, :1]))
-        most = int(outcome.accepted.max()) if reading_is_free(self.device) else shape.depth
+        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, last_noise, tokens[:, :1]))
+        # where it is known in time how many drafts were accepted, deeper rows need not move
+        report = outcome.report.tolist() if reading_is_free(self.device) else []
+        most = max((accepted for accepted, *_ in report), default=shape.depth)
         clock.mark("verify")
 
-        self.commit(outcome, most)
-        self.collect(outcome.report.tolist())
+        (self.length,) = self.phase(self.move, most, outcome.rows, outcome.accepted, self.length)
+        self.last_two = outcome.last_two
+        self.collect(report or outcome.report.tolist())
         clock.mark("commit")
 
     def end(self) -> int:
@@ -195,7 +198,7 @@ class Decoder:
         longest = max(self.lengths)
         if self.graphs is None:
             return longest
-        caches = (lane.cache for lane in (self.target, self.drafter) if lane is not None)
+        caches = [lane.cache for lane in self.lanes]
         return min(bucket(longest), *(cache.storage[0].shape[4] - cache.scratch for cache in caches))
 
     def phase(self, function: Callable[..., tuple[Tensor, ...]], static: int, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -208,7 +211,7 @@ class Decoder:
     def draft(self, end: int, last_two: Tensor, length: Tensor, noise: Tensor) -> DraftTree:
         """The trees."""
         if self.drafter is None:
-            return no_tree(self.shape, len(length), self.vocabulary, self.device)
+            return no_tree(self.shape, len(length), noise.shape[-1], self.device)
         drafting = self.method.drafting
         return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise, self.steps)
 
@@ -222,24 +225,13 @@ class Decoder:
         tree, (tempered, *rest) = DraftTree(*inputs[:fields]), inputs[fields:]
         return verify(self.shape, tree, tempered, self.method.rule, self.warp, *rest, self.steps)
 
-    def move(self, most: int, rows: Tensor, length: Tensor) -> tuple[()]:
-        """Move accepted rows behind the prefix in both caches; rows [B, L + 1], of which the first `most` + 1 count."""
-        positions = length.unsqueeze(1) + row_numbers(0, most + 1, self.device)
-        columns = rows[:, : most + 1] + 1
-        self.target.cache.commit(columns, positions)
-        if self.drafter is not None:  # the token before the root and all but the deepest row, which it may not have
-            columns = torch.nn.functional.pad(columns[:, :-1], (1, 0))
-            self.drafter.cache.commit(columns, positions - 1)
-        return ()
+    def move(self, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
+        """Move accepted rows behind the prefix in both caches, and each sequence forward: returns its new length.
 
-    def commit(self, outcome: Outcome, most: int) -> None:
-        """Move accepted rows behind the prefix, and step every sequence forward on the device.
-
-        most: accepted drafts of the sequence that has the most; deeper rows need not move.
+        rows [B, L + 1], of which the first `most` + 1 count; accepted, length [B].
         """
-        self.phase(self.move, most, outcome.rows, self.length)
-        self.last_two = outcome.last_two
-        self.length = self.length + outcome.accepted + 1
+        move = accept if self.steps is None else self.steps.accept
+        return (move([lane.cache for lane in self.lanes], rows[:, : most + 1], accepted, length),)
 
     def collect(self, host: list[list[int]]) -> None:
         """Keep what each sequence may keep of its block, count it, and close the rows of those that have ended."""
@@ -267,9 +259,8 @@ class Decoder:
         order = list(range(keep))
         for gap, row in zip(gaps, living, strict=True):
             order[gap] = row
-        for lane in (self.target, self.drafter):
-            if lane is not None:
-                lane.cache.move(living, gaps)
+        for lane in self.lanes:
+            lane.cache.move(living, gaps)
         index = torch.tensor(order, dtype=torch.long, device=self.device)
         self.length, self.last_two = self.length[index], self.last_two[index]
         self.alive = [self.alive[row] for row in order]

@@ -109,8 +109,9 @@ class Sequences(Drafting):
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
         """One token behind each sequence; the root's single law broadcasts over its K draws."""
         tokens = draw(log_q, noise)
-        parents = shared_parents(above.tokens.shape[1], width, tokens.device).expand(tokens.shape)
-        return Level(tokens, parents, above.valid.expand(tokens.shape), above.log_prob, above.score)
+        parents = shared_parents(len(tokens), above.tokens.shape[1], width, tokens.device)
+        valid = above.valid if above.valid.shape == tokens.shape else above.valid.expand(tokens.shape)
+        return Level(tokens, parents, valid, above.log_prob, above.score)
 
 
 class Branching(Drafting):
@@ -130,9 +131,8 @@ class Branching(Drafting):
         children = width // parents_above
         _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
         valid = valid & above.valid.unsqueeze(-1)
-        parents = shared_parents(parents_above, width, tokens.device)
-        tokens = tokens.flatten(1)
-        return Level(tokens, parents.expand(tokens.shape), valid.flatten(1), above.log_prob, above.score)
+        parents = shared_parents(len(tokens), parents_above, width, tokens.device)
+        return Level(tokens.flatten(1), parents, valid.flatten(1), above.log_prob, above.score)
 
 
 class StochasticBeam(Drafting):
@@ -143,20 +143,25 @@ class StochasticBeam(Drafting):
         return TreeShape((beam,) * length, (beam,) * length, None)
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
-        """The K best of all children by their scores conditioned on their parents'."""
-        vocabulary = log_q.shape[-1]
-        log_prob, score = conditioned_scores(log_q, noise, above.log_prob, above.score)  # [B, W', V]
-        score = score.masked_fill(~above.valid.unsqueeze(-1), float("-inf"))
+        """The K best of all children by their scores conditioned on their parents'.
+
+        Conditioning keeps the order among a parent's children, so no more than K of each can be among the best.
+        """
+        _, tokens, valid = top_k(log_q + noise, width)  # [B, W', K]
+        own_log_q, own_noise = log_q.gather(-1, tokens), noise.gather(-1, tokens)
+        log_prob, score = conditioned_scores(own_log_q, own_noise, above.log_prob, above.score)
+        score = score.masked_fill(~(valid & above.valid.unsqueeze(-1)), float("-inf"))
         best, index, valid = top_k(score.flatten(1), width)
         # a missing node keeps finite numbers, so that nothing drafted below it is NaN
         log_prob = log_prob.flatten(1).gather(1, index).masked_fill(~valid, 0.0)
-        return Level(index % vocabulary, index // vocabulary, valid, log_prob, best.masked_fill(~valid, 0.0))
+        tokens = tokens.flatten(1).gather(1, index)
+        return Level(tokens, index // width, valid, log_prob, best.masked_fill(~valid, 0.0))
 
 
 @lru_cache(maxsize=256)
-def shared_parents(above: int, width: int, device: torch.device) -> Tensor:
-    """Parents of a level whose nodes are shared out evenly and in order among those above, [width]."""
-    return torch.arange(above, device=device).repeat_interleave(width // above)
+def shared_parents(batch: int, above: int, width: int, device: torch.device) -> Tensor:
+    """Parents of a level whose nodes are shared out evenly and in order among those above, [B, width]."""
+    return torch.arange(above, device=device).repeat_interleave(width // above).expand(batch, -1)
 
 
 def beam_and_length(structure: str) -> tuple[int, int]:

@@ -13,7 +13,9 @@ from rsdbench.engine.cache import TreeCache, attention_bias, position_limit
 from rsdbench.engine.compiled import Forward, Rows
 from rsdbench.engine.placement import head_device, layer_devices
 from rsdbench.engine.tree import TreeShape, own_rows, row_depths
-from rsdbench.sampling.laws import Warp
+from rsdbench.sampling.laws import Warp, wide
+
+PART = 2**20  # numbers
 
 
 class Lane:
@@ -34,7 +36,7 @@ class Lane:
         self.cache = TreeCache(layer_devices(model), batch, shape.budget, positions, allocate)
         self.last_position = position_limit(model) - 1
         self.previous = torch.tensor(int(previous), device=self.device)
-        self.temperature = torch.tensor(float(warp.temperature or 1), device=self.device)
+        self.temperature = torch.tensor(float(warp.temperature), device=self.device)
         root = own_rows(shape, 0, self.device)
         self.two_rows = torch.cat([torch.zeros_like(root), root], 1)  # the token before the root, and the root
 
@@ -72,12 +74,19 @@ class Lane:
             columns = row_numbers(column, tokens.shape[1], self.device)
             ancestors = ancestors.expand(tokens.shape[0], -1, -1) if len(ancestors) < len(tokens) else ancestors
             rows = Rows(tokens, depths, ancestors, length, steps, self.previous, columns, self.temperature)
-            logits, log_laws = self.compiled(rows, self.cache.views(len(tokens)))
-            return log_laws if self.warp.temperature else logits
+            return self.compiled(rows, self.cache.views(len(tokens)))
         bias = attention_bias(ancestors, length, steps, self.previous, self.dtype)
         positions = (length.unsqueeze(1) + depths).clamp(0, self.last_position)
         self.cache.window(column, slice(0, bias.shape[-1]))
-        return self.warp.tempered(self._model(tokens, positions, bias, keep=0))
+        return self._tempered(self._model(tokens, positions, bias, keep=0))
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        """`Warp.tempered` in the place of the logits, by rows: those of a large vocabulary have no room for a copy."""
+        logits = wide(logits).contiguous()
+        if self.warp.temperature:
+            for part in logits.view(-1, logits.shape[-1]).split(max(1, PART // logits.shape[-1])):
+                part.copy_(self.warp.tempered(part))
+        return logits
 
     def _model(self, tokens: Tensor, positions: Tensor, bias: Tensor, keep: int) -> Tensor:
         return self.model(

@@ -24,6 +24,14 @@ class TreeShape:
     fanouts: tuple[int, ...]
     parents: tuple[int, ...] | None
 
+    def __hash__(self) -> int:
+        return self.number
+
+    @cached_property
+    def number(self) -> int:
+        """The hash, computed once: shapes are keys of what each level of each block looks up."""
+        return hash((self.widths, self.fanouts, self.parents))
+
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """The first node of each level, and the number of nodes last."""
@@ -53,7 +61,7 @@ class DraftTree(NamedTuple):
     """One block's drafts for a batch of B sequences; N nodes, V tokens.
 
     tokens [B, N]; parents [B, N], -1 for the root; depth [N]; valid [B, N], False where no token was left to draw
-    or where the position limit comes first; laws [B, 1 + expanded, V], the drafter's law at the root and at every
+    or where the position limit comes first; laws [B, 1 + expanded, V], the drafter's log-law at the root and at every
     expanded node, the very numbers that the drafts were drawn from; ancestors [B or 1, 1 + N, 1 + N] bool, where row
     and column 0 are the root: what each row attends to in its own tree.
     """
@@ -86,9 +94,9 @@ def fixed_rows(shape: TreeShape, depth: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def fixed_parents(shape: TreeShape, device: torch.device) -> Tensor:
-    """Parents of a shape whose draws do not decide them, [1, N]."""
-    return torch.tensor([shape.parents], device=device, dtype=torch.long)
+def fixed_parents(shape: TreeShape, batch: int, device: torch.device) -> Tensor:
+    """Parents of a shape whose draws do not decide them, [B, N]."""
+    return torch.tensor([shape.parents] * batch, device=device, dtype=torch.long)
 
 
 @lru_cache(maxsize=256)

@@ -47,8 +47,8 @@ class Outcome(NamedTuple):
 class Drafts(NamedTuple):
     """What verification knows of a tree and of its laws; N nodes, E of them expanded.
 
-    tempered [B, 1 + N, V], the target's laws before `Warp.cut`; laws [B, 1 + E, V] of the drafter; tokens, parents and
-    valid [B, N], as in `DraftTree`.
+    tempered [B, 1 + N, V], the target's log-laws before `Warp.cut`; laws [B, 1 + E, V], the drafter's log-laws; tokens,
+    parents and valid [B, N], as in `DraftTree`.
     """
 
     tempered: Tensor
@@ -84,7 +84,7 @@ def descend(rule: Rule, warp: Warp, drafts: Drafts, level: Below, uniforms: Tens
     tokens, parents, valid = (x.index_select(1, level.nodes) for x in (drafts.tokens, drafts.parents, drafts.valid))
     candidates = walk.prefix.gather(1, parents - level.above) & valid & going
     slots, present = first_true(candidates, uniforms.shape[1])
-    p, q = warp.cut(at_row(drafts.tempered, walk.row)).exp(), at_row(drafts.laws, walk.row)
+    p, q = warp.cut(at_row(drafts.tempered, walk.row)).exp(), at_row(drafts.laws, walk.row).exp()
     verdict = rule(p, q, tokens.gather(1, slots), present)
     hits = (uniforms < verdict.accept) & present
     last = torch.where(going, verdict.residual, walk.last)
@@ -116,8 +116,8 @@ def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk
 
 
 def slots_of(fanout: int) -> int:
-    """Places for drafts below a node: a power of two from 2 on, so that a few compiled steps serve all structures."""
-    return max(2, 1 << (fanout - 1).bit_length())
+    """Places for drafts below a node: a power of two, so that a few compiled steps serve all structures."""
+    return 1 << (fanout - 1).bit_length()
 
 
 def at_row(laws: Tensor, row: Tensor) -> Tensor:

@@ -12,12 +12,16 @@ from torch import Tensor
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """I.i.d. standard Gumbel variables, float32, on the generator's device: -log(-log u) of uniforms u.
+    """I.i.d. standard Gumbel variables, float32, on the generator's device."""
+    return to_gumbel(torch.rand(shape, generator=generator, device=generator.device))
+
+
+def to_gumbel(uniform: Tensor) -> Tensor:
+    """-log(-log u) of uniforms u in [0, 1), float32, in their place.
 
     u lies on a grid of 2^-24, so a token's probability is met to about 6e-8. (The logarithm of `exponential_`
     took 4.5 times as long on a CPU, 0.62 ms against 0.14 for 31 rows of 1,024.)
     """
-    uniform = torch.rand(shape, generator=generator, device=generator.device)
     return uniform.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
 
 

@@ -1,0 +1,55 @@
+"""Random numbers of blocks: drawn ahead or not, they are the same."""
+
+import pytest
+import torch
+
+from rsdbench.engine import randomness
+from rsdbench.engine.randomness import Randomness
+from rsdbench.sampling.gumbel import gumbel_noise
+
+BLOCKS = 40
+
+
+def generator():
+    return torch.Generator().manual_seed(5)
+
+
+def one_by_one(rows, vocabulary, depth, slots, batch):
+    """What each block takes when it draws for itself."""
+    own = generator()
+    for _ in range(BLOCKS):
+        noise = gumbel_noise((batch, rows + 1, vocabulary), own)
+        yield noise[:, :-1], noise[:, -1], torch.rand(batch, depth, slots, generator=own)
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "depth", "slots"), [(0, 64, 0, 2), (6, 64, 6, 2), (30, 1024, 30, 2), (26, 4096, 6, 8)]
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blocks_get_the_same_numbers_whenever_they_are_drawn(batch, rows, vocabulary, depth, slots):
+    source = Randomness(generator(), rows, vocabulary, depth, slots)
+    for expected in one_by_one(rows, vocabulary, depth, slots, batch):
+        block = source.block(batch)
+        for ours, theirs in zip(block, expected, strict=True):
+            assert ours.shape == theirs.shape
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)  # vector units round the last places their way
+
+
+@pytest.mark.parametrize(("vocabulary", "draws"), [(64, 3), (1024, 3), (20_000, 14), (100_000, 40)])
+def test_numbers_ahead_are_limited(monkeypatch, vocabulary, draws):
+    shapes, real = [], torch.rand
+    monkeypatch.setattr(randomness.torch, "rand", lambda *shape, **rest: shapes.append(shape) or real(*shape, **rest))
+    source = Randomness(generator(), 0, vocabulary, 0, 2)
+    for _ in range(BLOCKS):
+        source.block(1)
+    assert len(shapes) == draws
+    assert all(blocks * numbers <= max(randomness.NUMBERS, vocabulary) for blocks, numbers in shapes)
+
+
+def test_a_batch_that_has_shrunk_to_one_goes_on_with_the_same_numbers():
+    source, own = Randomness(generator(), 2, 64, 2, 2), generator()
+    for batch in (3, 2, 1, 1):
+        noise, last, uniforms = source.block(batch)
+        expected = gumbel_noise((batch, 3, 64), own)
+        torch.testing.assert_close(torch.cat([noise, last.unsqueeze(1)], 1), expected, rtol=0, atol=2e-6)
+        assert torch.equal(uniforms, torch.rand(batch, 2, 2, generator=own))
