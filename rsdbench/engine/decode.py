@@ -117,7 +117,6 @@ class Decoder:
         self.drafter = self.lane(pair.drafter, positions, True, pair.drafter_forward) if shape.depth else None
         self.lanes = [lane for lane in (self.target, self.drafter) if lane is not None]
         self.device = self.target.device
-        self.vocabulary = pair.target.config.vocab_size
         rows = sum(noise_rows(self.method.drafting, shape))
         slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
         generator = torch.Generator(self.device).manual_seed(seed)

@@ -15,7 +15,7 @@ from rsdbench.engine.placement import head_device, layer_devices
 from rsdbench.engine.tree import TreeShape, own_rows, row_depths
 from rsdbench.sampling.laws import Warp, wide
 
-PART = 2**20  # numbers
+PART = 2**20  # numbers of laws up to which a copy of them does not count
 
 
 class Lane:
