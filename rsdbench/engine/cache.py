@@ -74,7 +74,7 @@ class TreeCache(Cache):
         self.runs = [(device, len(list(run))) for device, run in groupby(devices)]
         self.batch = batch
         self.scratch = 2 + nodes
-        self.first = torch.tensor(self.scratch)
+        self.first = torch.tensor(self.scratch)  # the column of position 0, as compiled steps take it
         self.columns = self.scratch + positions
         self.make = allocate
         self.storage: list[Tensor] = []

@@ -45,7 +45,7 @@ def draft_tree(
     rows = own_rows(shape, 0, device).expand(batch, -1, -1)  # ancestors of the level's rows
     log_q = warp.cut(lane.previous_and_root(last_two, length, end))
     sizes = batch, 1 + shape.expanded, log_q.shape[-1]
-    whole = log_q.new_empty(sizes) if prod(sizes) > PART else None  # of a large vocabulary no law has room twice
+    whole = log_q.new_empty(sizes) if prod(sizes) > PART else None  # a large vocabulary: no room for a copy
     ancestors, levels, laws, row = [rows], [], [], 0
     for depth, own_noise in enumerate(noise.split(noise_rows(drafting, shape), 1), 1):
         if depth > 1:
