@@ -95,7 +95,7 @@ def bare_forwards(pair: Pair, method: str, structure: str, length: int) -> Calla
     @torch.inference_mode()
     def run() -> None:
         if drafter is not None:
-            drafter.previous_and_root(two, position, length)
+            drafter.rows(two, -1, position, length, drafter.two_rows)
             for level_tokens, row, level_ancestors in steps:
                 drafter.rows(level_tokens, row, position, length, level_ancestors)
         target.rows(tokens, 0, position, length, ancestors)

@@ -173,7 +173,7 @@ class Forwards:
 
     def draft(self, two: Tensor, tokens: Tensor, position: Tensor, ancestors: Tensor) -> tuple[Tensor]:
         """The laws at the last level that is expanded."""
-        laws = self.lane.previous_and_root(two, position, self.end)
+        laws = self.lane.rows(two, -1, position, self.end, self.lane.two_rows)[:, 1:]
         for depth in range(1, self.shape.depth):
             level = self.shape.level(depth)
             rows = slice(level.start + 1, level.stop + 1)

@@ -1,4 +1,4 @@
-"""A model's forward as one compiled library, from the model itself.
+"""A model's forward as one compiled library, from the model itself; a drafter's with what is drawn from its laws.
 
 A forward of a small model is mostly Python: OPT's modules take 0.3 ms for two layers whose arithmetic takes
 microseconds. The very same Hugging Face modules are exported into a graph, with the mask before them and the tempered
@@ -8,6 +8,7 @@ architecture share it, and the loaded weights are used where they lie.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +19,14 @@ from transformers.cache_utils import Cache
 
 from rsdbench.engine.ahead import library
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
+from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
+from rsdbench.engine.tree import level_rows
 from rsdbench.sampling.laws import tempered
 
 HERE = Path(__file__)
 SOURCES = (HERE, HERE.with_name("cache.py"), HERE.parents[1] / "sampling" / "laws.py")  # of what is in a graph
+DRAWING = (HERE.with_name("drafting.py"), HERE.with_name("tree.py"), HERE.parents[1] / "sampling" / "gumbel.py")
 UNLIKE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # of a configuration: not in the graph
 WITHOUT_WEIGHTS = {"aot_inductor.package_constants_in_so": False}
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -90,14 +94,53 @@ class Step(torch.nn.Module):
         return torch.where(warm, tempered(logits, torch.where(warm, rows.temperature, 1.0)), logits)
 
 
+class Above(NamedTuple):
+    """What the next level needs beside the laws of the last one, which has W' nodes.
+
+    noise [B, noise_rows, V]; own [1, W, 1 + N], as `own_rows` of the next level; valid, log_prob and score [B, W'], as
+    in `Level`.
+    """
+
+    noise: Tensor
+    own: Tensor
+    valid: Tensor
+    log_prob: Tensor
+    score: Tensor
+
+
+# rows, of which the last are the last level's, keys and values as in `Forward`, and what else the next level needs ->
+# log-laws [B, W', V], the next level, its rows of ancestors [B, W, 1 + N]
+Grow = Callable[[Rows, list[Tensor], Above], tuple[Tensor, Level, Tensor]]
+GROWING = Above(
+    noise={0: DYNAMIC, 1: DYNAMIC}, own={1: DYNAMIC, 2: DYNAMIC},
+    valid={0: DYNAMIC, 1: DYNAMIC}, log_prob={0: DYNAMIC, 1: DYNAMIC}, score={0: DYNAMIC, 1: DYNAMIC},
+)  # fmt: skip
+
+
+class DraftStep(torch.nn.Module):
+    """What is exported for drafting: `Grow`, a drafter's forward and `Drafting.expand`."""
+
+    def __init__(self, model: Any, drafting: Drafting) -> None:
+        super().__init__()
+        self.step, self.drafting = Step(model), drafting
+
+    def forward(self, rows: tuple[Tensor, ...], storage: list[Tensor], above: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Grow`."""
+        noise, own, valid, log_prob, score = above
+        tokens, _, ancestors, *_ = rows
+        behind, count = tokens.shape[1] - valid.shape[1], valid.shape[1]
+        laws, tokens, ancestors = (x.narrow(1, behind, count) for x in (self.step(rows, storage), tokens, ancestors))
+        level = self.drafting.expand(Level(tokens, tokens, valid, log_prob, score), laws, noise, own.shape[1])
+        return laws, *level, level_rows(ancestors, level.parents, own)
+
+
 class CompiledForward:
     """A `Forward` in a library, with the weights that it reads."""
 
     def __init__(self, model: Any) -> None:
         rows, storage = examples(model)
-        sizes = (tuple(SIZES), [{0: DYNAMIC, 2: DYNAMIC}] * len(storage))
         self.library = library(
-            type(model).__name__, parts(model), Step(model), (tuple(rows), storage), sizes, **WITHOUT_WEIGHTS
+            type(model).__name__, parts(model), Step(model), (tuple(rows), storage), sizes(storage), **WITHOUT_WEIGHTS
         )  # fmt: skip
         self.weights = self.library.set_weights(Step(model).state_dict())
 
@@ -106,9 +149,43 @@ class CompiledForward:
         return self.library.run([*(x.contiguous() for x in rows), *storage])[0]
 
 
+class CompiledGrow:
+    """A `Grow` in a library, with the weights that it reads."""
+
+    def __init__(self, model: Any, drafting: Drafting) -> None:
+        rows, storage = examples(model)
+        batch, given = rows.tokens.shape
+        level, width = given - 1, 2 * (given - 1)  # as with the root, where not all rows are the level's
+        above = Above(
+            noise=torch.zeros(batch, drafting.noise_rows(level, width), model.config.vocab_size),
+            own=torch.zeros(1, width, rows.ancestors.shape[2], dtype=torch.bool),
+            valid=torch.ones(batch, level, dtype=torch.bool),
+            log_prob=torch.zeros(batch, level),
+            score=torch.zeros(batch, level),
+        )
+        step = DraftStep(model, drafting)
+        kind = type(drafting)
+        whole = *parts(model), kind.__qualname__, inspect.getsource(kind), *(file.read_text() for file in DRAWING)
+        self.library = library(
+            f"{type(model).__name__}-{kind.__name__}", whole, step, (tuple(rows), storage, tuple(above)),
+            (*sizes(storage), tuple(GROWING)), **WITHOUT_WEIGHTS,
+        )  # fmt: skip
+        self.weights = self.library.set_weights(step.state_dict())
+
+    def __call__(self, rows: Rows, storage: list[Tensor], above: Above) -> tuple[Tensor, Level, Tensor]:
+        """See `Grow`."""
+        found = self.library.run([*(x.contiguous() for x in rows), *storage, *(x.contiguous() for x in above)])
+        return found[0], Level(*found[1:6]), found[6]
+
+
+def sizes(storage: list[Tensor]) -> tuple[object, ...]:
+    """Which sizes of `Forward`'s inputs may differ."""
+    return tuple(SIZES), [{0: DYNAMIC, 2: DYNAMIC}] * len(storage)
+
+
 def examples(model: Any) -> tuple[Rows, list[Tensor]]:
-    """Inputs of `Forward` with B = 2, R = 3, N = 4 and end = 5."""
-    batch, rows, nodes, end = 2, 3, 4, 5
+    """Inputs of `Forward` with B = 2, R = 4, N = 6 and end = 5."""
+    batch, rows, nodes, end = 2, 4, 6, 5
     tokens, row = torch.zeros(batch, rows, dtype=torch.long), torch.arange(rows)
     cache = TreeCache(layer_devices(model), batch, nodes, end + 3)  # more columns than are read
     cache.window(0, slice(0, rows))

@@ -1,7 +1,8 @@
-"""Drafting and verification of a level as compiled libraries: the same functions, in one call each.
+"""A level of drafting, verification and commit as compiled libraries: the same functions, in one call each.
 
-For laws at a temperature above 0 without top-p; all else runs as it is. A library takes any batch, tree and
-vocabulary, so that all models and structures share it.
+For laws at a temperature above 0 without top-p; all else runs as it is. The libraries of verification and commit take
+any batch, tree and vocabulary, so that all models and structures share them; those of drafting hold the drafter's
+forward too.
 """
 
 from __future__ import annotations
@@ -18,21 +19,20 @@ from torch import Tensor
 from rsdbench.engine import cache, walk
 from rsdbench.engine.ahead import Library, library
 from rsdbench.engine.cache import TreeCache
-from rsdbench.engine.drafting import Drafting, Level
-from rsdbench.engine.tree import level_rows
-from rsdbench.engine.walk import Below, Drafts, Outcome, Walk
+from rsdbench.engine.compiled import Grow
+from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
 HERE = Path(__file__)
-SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "cache", "drafting", "tree"))]
+SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "cache"))]
 SOURCES += [HERE.parents[1] / "sampling" / f"{name}.py" for name in ("laws", "gumbel")]
 SMALL = 8192  # a vocabulary up to which a second thread costs more than it helps
 PLAIN = Warp(1.0)  # no top-p; the temperature is in the laws already
 DYNAMIC = torch.export.Dim.DYNAMIC
 # of the examples that are exported: all different, so that no size is taken for another
-BATCH, NODES, WIDTH, ABOVE, WORDS = 2, 9, 4, 3, 11
+BATCH, NODES, WORDS = 2, 9, 11
 
 
 class Function(torch.nn.Module):
@@ -81,32 +81,45 @@ def source(thing: Any) -> str:
 
 @lru_cache(maxsize=64)
 @or_none
-def compiled_descend(rule: Rule, slots: int, vocabulary: int) -> Library:
-    """`walk.descend` with a rule, for a number of drafts below a node."""
+def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
+    """The walk down with a rule, as in `verify.verify`, for a number of drafts below a node."""
 
-    def function(*x: Tensor) -> Walk:
-        return walk.descend(rule, PLAIN, Drafts(*x[:5]), Below(*x[5:8]), x[8], Walk(*x[9:]))
+    def function(uniforms: Tensor, noise: Tensor, root: Tensor, *x: Tensor) -> Outcome:
+        drafts, depth = Drafts(*x), uniforms.shape[1]
 
-    numbers, level, one = torch.zeros(BATCH, NODES, dtype=torch.long), torch.arange(WIDTH), torch.tensor(1)
+        def unfinished(*state: Tensor) -> Tensor:
+            return Walk(*state).going.any() & (Walk(*state).depth < depth)
+
+        def down(*state: Tensor) -> tuple[Tensor, ...]:
+            chances = uniforms.index_select(1, Walk(*state).depth.unsqueeze(0))[:, 0, :slots]
+            return tuple(walk.descend(rule, PLAIN, drafts, chances, Walk(*state)))
+
+        (batch, nodes), device = drafts.tokens.shape, root.device
+        start = walk.start(batch, nodes, depth, drafts.tempered.shape[2], device)
+        state = torch.while_loop(unfinished, down, tuple(start))
+        return walk.finish(PLAIN, drafts.tempered, root, noise, Walk(*state))
+
+    numbers = torch.zeros(BATCH, NODES, dtype=torch.long)
     return compiled(
-        "descend", function, (rule.__qualname__, source(rule), slots), vocabulary,
-        (torch.zeros(BATCH, 1 + NODES, WORDS), "012"), (torch.zeros(BATCH, 7, WORDS), "012"),
-        (numbers, "01"), (numbers.clone(), "01"), (numbers.bool(), "01"),
-        (level, "0"), (one, ""), (one.clone(), ""), (torch.rand(BATCH, slots), "0"), *example_walk(),
+        "verify", function, (rule.__qualname__, source(rule), slots), vocabulary,
+        (torch.rand(BATCH, 5, 16), "012"), (torch.zeros(BATCH, WORDS), "01"),
+        (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
+        (torch.zeros(BATCH, 7, WORDS), "012"), (numbers, "01"), (numbers.clone(), "01"), (numbers.bool(), "01"),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
 @or_none
 def compiled_finish(vocabulary: int) -> Library:
-    """`walk.finish`."""
+    """`walk.finish` at the root: all there is of a tree without nodes."""
 
-    def function(tempered: Tensor, root: Tensor, noise: Tensor, *state: Tensor) -> Outcome:
-        return walk.finish(PLAIN, tempered, root, noise, Walk(*state))
+    def function(noise: Tensor, root: Tensor, tempered: Tensor) -> Outcome:
+        start = walk.start(tempered.shape[0], 0, 0, tempered.shape[2], root.device)
+        return walk.finish(PLAIN, tempered, root, noise, start)
 
     return compiled(
-        "finish", function, None, vocabulary, (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
-        (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, WORDS), "01"), *example_walk(),
+        "finish", function, None, vocabulary, (torch.zeros(BATCH, WORDS), "01"),
+        (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, 1, WORDS), "02"),
     )  # fmt: skip
 
 
@@ -121,7 +134,7 @@ def compiled_accept(lanes: int) -> Library:
             cache.copy_columns(storage, columns, positions + scratch)
         return (length + accepted + 1,)
 
-    rows, numbers = torch.arange(ABOVE).expand(BATCH, -1).contiguous(), torch.zeros(BATCH, dtype=torch.long)
+    rows, numbers = torch.arange(3).expand(BATCH, -1).contiguous(), torch.zeros(BATCH, dtype=torch.long)
     storages = [torch.zeros(3, 2, BATCH + 2, 4, 20, 5 + lane) for lane in range(lanes)]
     return compiled(
         "accept", function, lanes, 1, (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
@@ -129,62 +142,22 @@ def compiled_accept(lanes: int) -> Library:
     )  # fmt: skip
 
 
-def example_walk() -> list[tuple[Tensor, str]]:
-    """A `Walk`, and the dimensions that vary."""
-    line = torch.zeros(BATCH, 5, dtype=torch.long)
-    going, prefix = torch.ones(BATCH, dtype=torch.bool), torch.ones(BATCH, ABOVE, dtype=torch.bool)
-    last = torch.full((BATCH, WORDS), 1 / WORDS)
-    state = Walk(line[:, 0].clone(), going, prefix, last, line, line.clone())
-    return list(zip(state, Walk("0", "0", "01", "01", "01", "01"), strict=True))
-
-
-@lru_cache(maxsize=8)
-@or_none
-def compiled_expand(drafting: Drafting, vocabulary: int) -> Library:
-    """`Drafting.expand` where the draws decide the parents, with the rows of ancestors that follow from them."""
-
-    def function(log_q: Tensor, noise: Tensor, rows: Tensor, own: Tensor, *above: Tensor) -> tuple[Tensor, ...]:
-        level = drafting.expand(Level(*above), log_q, noise, own.shape[1])
-        return (*level, level_rows(rows, level.parents, own))
-
-    rows = torch.ones(BATCH, ABOVE, 1 + NODES, dtype=torch.bool)
-    numbers, scores = torch.zeros(BATCH, ABOVE, dtype=torch.long), torch.zeros(BATCH, ABOVE)
-    above = Level(numbers, numbers.clone(), numbers.bool(), scores, scores.clone())
-    return compiled(
-        "expand", function, (type(drafting).__qualname__, source(type(drafting))), vocabulary,
-        (torch.zeros(BATCH, ABOVE, WORDS), "012"), (torch.zeros(BATCH, ABOVE, WORDS), "012"), (rows, "012"),
-        (torch.ones(1, WIDTH, 1 + NODES, dtype=torch.bool), "12"), *((x, "01") for x in above),
-    )  # fmt: skip
-
-
 class Steps:
-    """The steps of one method, in libraries that are made, or taken from disk, when they are first needed."""
+    """The steps of one method, in libraries that are made, or taken from disk, when they are first needed.
 
-    def __init__(self, drafting: Drafting, rule: Rule, vocabulary: int) -> None:
-        self.drafting, self.rule, self.vocabulary = drafting, rule, vocabulary
+    grow: a level of its drafting, where that could be compiled.
+    """
 
-    def expand(self, above: Level, log_q: Tensor, noise: Tensor, rows: Tensor, own: Tensor) -> tuple[Level, Tensor]:
-        """The next level, and its rows of ancestors."""
-        step = compiled_expand(self.drafting, self.vocabulary)
-        if step is None:
-            level = self.drafting.expand(above, log_q, noise, own.shape[1])
-            return level, level_rows(rows, level.parents, own)
-        found = run(step, log_q, noise, rows, own, *above)
-        return Level(*found[:5]), found[5]
+    def __init__(self, rule: Rule, vocabulary: int, grow: Grow | None) -> None:
+        self.rule, self.vocabulary, self.grow = rule, vocabulary, grow
 
-    def descend(self, drafts: Drafts, level: Below, uniforms: Tensor, state: Walk) -> Walk:
-        """`walk.descend`; uniforms [B, `walk.slots_of` drafts below a node]."""
-        step = compiled_descend(self.rule, uniforms.shape[1], self.vocabulary)
-        if step is None:
-            return walk.descend(self.rule, PLAIN, drafts, level, uniforms, state)
-        return Walk(*run(step, *drafts, *level, uniforms, *state))
-
-    def finish(self, tempered: Tensor, root: Tensor, noise: Tensor, state: Walk) -> Outcome:
-        """`walk.finish`."""
-        step = compiled_finish(self.vocabulary)
-        if step is None:
-            return walk.finish(PLAIN, tempered, root, noise, state)
-        return Outcome(*run(step, tempered, root, noise, *state))
+    def verify(self, drafts: Drafts, slots: int, uniforms: Tensor, noise: Tensor, root: Tensor) -> Outcome | None:
+        """The walk down, as in `verify.verify`, with a number of drafts below a node; None if it cannot be compiled."""
+        if not uniforms.shape[1]:
+            step, inputs = compiled_finish(self.vocabulary), (noise, root, drafts.tempered)
+        else:
+            step, inputs = compiled_verify(self.rule, slots, self.vocabulary), (uniforms, noise, root, *drafts)
+        return None if step is None else Outcome(*run(step, *inputs))
 
     def accept(self, caches: Sequence[TreeCache], rows: Tensor, accepted: Tensor, length: Tensor) -> Tensor:
         """`cache.accept`."""

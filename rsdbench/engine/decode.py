@@ -117,10 +117,10 @@ class Decoder:
         self.drafter = self.lane(pair.drafter, positions, True, pair.drafter_forward) if shape.depth else None
         self.lanes = [lane for lane in (self.target, self.drafter) if lane is not None]
         self.device = self.target.device
-        rows = sum(noise_rows(self.method.drafting, shape))
+        rows = noise_rows(self.method.drafting, shape)
         slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
         generator = torch.Generator(self.device).manual_seed(seed)
-        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, shape.depth, slots)
+        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
         self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
@@ -172,16 +172,17 @@ class Decoder:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
         shape, end = self.shape, self.end()
         noise, last_noise, uniforms = self.randomness.block(len(self.alive))
-        tree = DraftTree(*self.phase(self.draft, end, self.last_two, self.length, noise))
+        tree = DraftTree(*self.phase(self.draft, end, self.last_two, self.length, *noise))
         del noise  # of a large vocabulary: the target's forward needs the room
         assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
         clock.mark("draft")
 
-        tokens = torch.cat([self.last_two[:, 1:], tree.tokens], 1)
+        root = self.last_two[:, 1:]
+        tokens = torch.cat([root, tree.tokens], 1)
         (tempered,) = self.phase(self.forward, end, tokens, self.length, tree.ancestors)
         clock.mark("target")
 
-        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, last_noise, tokens[:, :1]))
+        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, last_noise, root))
         # where it is known in time how many drafts were accepted, deeper rows need not move
         report = outcome.report.tolist() if reading_is_free(self.device) else []
         most = max((accepted for accepted, *_ in report), default=shape.depth)
@@ -207,10 +208,10 @@ class Decoder:
         key = (function.__name__, static, self.name, self.shape, self.warp, self.limit)
         return self.graphs.run(partial(function, static), inputs, key)
 
-    def draft(self, end: int, last_two: Tensor, length: Tensor, noise: Tensor) -> DraftTree:
-        """The trees."""
+    def draft(self, end: int, last_two: Tensor, length: Tensor, *noise: Tensor) -> DraftTree:
+        """The trees; noise of each level, as in `Numbers`."""
         if self.drafter is None:
-            return no_tree(self.shape, len(length), noise.shape[-1], self.device)
+            return no_tree(self.shape, len(length), self.randomness.vocabulary, self.device)
         drafting = self.method.drafting
         return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise, self.steps)
 

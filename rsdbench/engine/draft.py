@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rsdbench.engine.compiled import Above
 from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.drafting import Drafting, root_level
 from rsdbench.engine.lane import PART, Lane
@@ -16,65 +19,85 @@ from rsdbench.engine.tree import (
     TreeShape,
     fixed_ancestors,
     fixed_parents,
-    fixed_rows,
     level_rows,
     own_rows,
+    parent_starts,
     row_depths,
 )
 from rsdbench.sampling.laws import Warp
 
 
-@lru_cache(maxsize=256)
 def noise_rows(drafting: Drafting, shape: TreeShape) -> list[int]:
     """Rows of V Gumbel variables that each level of a tree needs."""
-    return [drafting.noise_rows(shape, depth) for depth in range(1, shape.depth + 1)]
+    return [drafting.noise_rows(above, width) for above, width in zip((1, *shape.widths), shape.widths, strict=False)]
+
+
+class Place(NamedTuple):
+    """Where a level of W nodes lies in its tree.
+
+    row: its first row, where 0 is the root; own [1, W, 1 + N], as `own_rows`; rows [1, W, 1 + N]: its ancestors, or
+    None where the draws decide them.
+    """
+
+    width: int
+    row: int
+    own: Tensor
+    rows: Tensor | None
+
+
+@lru_cache(maxsize=256)
+def places(shape: TreeShape, device: torch.device) -> list[Place]:
+    """Of all levels."""
+    found = []
+    for depth, width in enumerate(shape.widths, 1):
+        row = shape.level(depth).start + 1
+        fixed = None if shape.parents is None else fixed_ancestors(shape, device)[:, row : row + width].contiguous()
+        found.append(Place(width, row, own_rows(shape, depth, device), fixed))
+    return found
 
 
 def draft_tree(
-    lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int, noise: Tensor,
-    compiled: Steps | None = None,
+    lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int,
+    noise: Sequence[Tensor], compiled: Steps | None = None,
 ) -> DraftTree:  # fmt: skip
     """Draft a tree below each sequence's last token, in `shape.depth` forwards of the drafter.
 
     last_two [B, 2]: the token before the root and the root; length [B]: the root's position, at most `end`; limit:
-    positions there are; noise [B, sum of noise_rows, V]; compiled: the steps of this drafting, compiled.
+    positions there are; noise: of each level, [B, noise_rows, V]; compiled: the steps of this drafting, compiled.
     """
     shape, batch, device = lane.shape, len(length), lane.device
     drawn = shape.parents is None  # the draws decide the parents
-    level = root_level(batch, device)
-    rows = own_rows(shape, 0, device).expand(batch, -1, -1)  # ancestors of the level's rows
-    log_q = warp.cut(lane.previous_and_root(last_two, length, end))
-    sizes = batch, 1 + shape.expanded, log_q.shape[-1]
-    whole = log_q.new_empty(sizes) if prod(sizes) > PART else None  # a large vocabulary: no room for a copy
-    ancestors, levels, laws, row = [rows], [], [], 0
-    for depth, own_noise in enumerate(noise.split(noise_rows(drafting, shape), 1), 1):
-        if depth > 1:
-            row = shape.starts[depth - 2] + 1
-            rows = rows if drawn else fixed_rows(shape, depth - 1, device)
-            log_q = warp.cut(lane.rows(level.tokens, row, length, end, rows))
+    grow = compiled.grow if compiled is not None and lane.is_compiled else None
+    # the token before the root and the root, of which only the root is the level above the first
+    tokens, row, level, rows = last_two, -1, root_level(batch, device), lane.two_rows.expand(batch, -1, -1)
+    levels, laws, ancestors, whole = [], [], [rows[:, 1:]], None
+    for place, own_noise in zip(places(shape, device), noise, strict=True):
+        above = level.valid.shape[1]
+        if grow is not None:
+            inputs = lane.inputs(tokens, row, length, end, rows)
+            more = Above(own_noise, place.own, level.valid, level.log_prob, level.score)
+            log_q, level, rows = grow(inputs, lane.cache.views(batch), more)
+        else:
+            log_q = warp.cut(lane.rows(tokens, row, length, end, rows)[:, -above:])
+            level = drafting.expand(level, log_q, own_noise, place.width)
+            rows = level_rows(rows[:, -above:], level.parents, place.own) if drawn else place.rows
+        if not levels and prod(sizes := (batch, 1 + shape.expanded, log_q.shape[-1])) > PART:
+            whole = log_q.new_empty(sizes)  # of a large vocabulary: no room for a copy
         if whole is None:
             laws.append(log_q)
         else:
-            whole[:, row : row + log_q.shape[1]] = log_q
-        if not drawn:
-            level = drafting.expand(level, log_q, own_noise, shape.widths[depth - 1])
-        elif compiled is None:
-            level = drafting.expand(level, log_q, own_noise, shape.widths[depth - 1])
-            rows = level_rows(rows, level.parents, own_rows(shape, depth, device))
-        else:
-            level, rows = compiled.expand(level, log_q, own_noise, rows, own_rows(shape, depth, device))
+            whole[:, max(row, 0) : max(row, 0) + above] = log_q
+        tokens, row = level.tokens, place.row
         levels.append(level)
         ancestors.append(rows)
-    depths, valid = row_depths(shape, 1, shape.budget, device), torch.cat([x.valid for x in levels], 1)
+    valid = torch.cat([x.valid for x in levels], 1)
     if end + shape.depth >= limit:
-        valid = valid & (length.unsqueeze(1) + depths < limit)
+        valid = valid & (length.unsqueeze(1) + row_depths(shape, 1, shape.budget, device) < limit)
     if drawn:
-        starts = [-1, *shape.starts]
-        parents = torch.cat([x.parents + start for x, start in zip(levels, starts, strict=False)], 1)
+        parents = torch.cat([x.parents for x in levels], 1) + parent_starts(shape, device)
     return DraftTree(
         tokens=torch.cat([x.tokens for x in levels], 1),
         parents=parents if drawn else fixed_parents(shape, batch, device),
-        depth=depths,
         valid=valid,
         laws=torch.cat(laws, 1) if whole is None else whole,
         ancestors=torch.cat(ancestors, 1) if drawn else fixed_ancestors(shape, device),
@@ -85,5 +108,5 @@ def draft_tree(
 def no_tree(shape: TreeShape, batch: int, vocabulary: int, device: torch.device) -> DraftTree:
     """The tree of a method that drafts nothing."""
     none = torch.zeros(batch, 0, dtype=torch.long, device=device)
-    ancestors = fixed_ancestors(shape, device)
-    return DraftTree(none, none, none[0], none.bool(), torch.empty(batch, 0, vocabulary, device=device), ancestors)
+    laws = torch.empty(batch, 0, vocabulary, device=device)
+    return DraftTree(none, none, none.bool(), laws, fixed_ancestors(shape, device))

@@ -69,9 +69,9 @@ class Drafting(ABC):
     def _shape(self, structure: str) -> TreeShape:
         """The shape of a structure whose form is right."""
 
-    def noise_rows(self, shape: TreeShape, depth: int) -> int:
-        """Rows of V Gumbel variables needed to draft the level at `depth`."""
-        return shape.widths[depth - 2] if depth > 1 else 1
+    def noise_rows(self, above: int, width: int) -> int:
+        """Rows of V Gumbel variables needed to draft a level of `width` nodes below `above` nodes."""
+        return above
 
     @abstractmethod
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
@@ -102,16 +102,15 @@ class Sequences(Drafting):
         first_level = [-1] * count
         return TreeShape((count,) * length, (count,) * length, (*first_level, *range(count * (length - 1))))
 
-    def noise_rows(self, shape: TreeShape, depth: int) -> int:
+    def noise_rows(self, above: int, width: int) -> int:
         """Each sequence has noise of its own, at the first level too."""
-        return shape.widths[depth - 1]
+        return width
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
-        """One token behind each sequence; the root's single law broadcasts over its K draws."""
-        tokens = draw(log_q, noise)
-        parents = shared_parents(len(tokens), above.tokens.shape[1], width, tokens.device)
-        valid = above.valid if above.valid.shape == tokens.shape else above.valid.expand(tokens.shape)
-        return Level(tokens, parents, valid, above.log_prob, above.score)
+        """One token behind each sequence; all those of the first level have the root's single law."""
+        parents = shared_parents(log_q.shape[0], above.tokens.shape[1], width, log_q.device)
+        tokens = draw(log_q.index_select(1, parents[0]), noise)
+        return Level(tokens, parents, above.valid.gather(1, parents), above.log_prob, above.score)
 
 
 class Branching(Drafting):
@@ -131,7 +130,7 @@ class Branching(Drafting):
         children = width // parents_above
         _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
         valid = valid & above.valid.unsqueeze(-1)
-        parents = shared_parents(len(tokens), parents_above, width, tokens.device)
+        parents = shared_parents(tokens.shape[0], parents_above, width, tokens.device)
         return Level(tokens.flatten(1), parents, valid.flatten(1), above.log_prob, above.score)
 
 
@@ -158,9 +157,16 @@ class StochasticBeam(Drafting):
         return Level(tokens, index // width, valid, log_prob, best.masked_fill(~valid, 0.0))
 
 
-@lru_cache(maxsize=256)
 def shared_parents(batch: int, above: int, width: int, device: torch.device) -> Tensor:
     """Parents of a level whose nodes are shared out evenly and in order among those above, [B, width]."""
+    if torch.compiler.is_compiling():  # sizes that are not numbers yet
+        return (torch.arange(width, device=device) // (width // above)).expand(batch, -1)
+    return known_parents(batch, above, width, device)
+
+
+@lru_cache(maxsize=256)
+def known_parents(batch: int, above: int, width: int, device: torch.device) -> Tensor:
+    """`shared_parents`, kept."""
     return torch.arange(above, device=device).repeat_interleave(width // above).expand(batch, -1)
 
 

@@ -37,6 +37,7 @@ class Lane:
         self.last_position = position_limit(model) - 1
         self.previous = torch.tensor(int(previous), device=self.device)
         self.temperature = torch.tensor(float(warp.temperature), device=self.device)
+        self.places: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # depths and columns of rows
         root = own_rows(shape, 0, self.device)
         self.two_rows = torch.cat([torch.zeros_like(root), root], 1)  # the token before the root, and the root
 
@@ -55,30 +56,34 @@ class Lane:
         self._model(tokens, positions, bias, keep=1)
 
     def rows(self, tokens: Tensor, row: int, length: Tensor, end: int, ancestors: Tensor) -> Tensor:
-        """Forward tree rows `row`, `row` + 1, ... (0 is the root): tokens [B, R] -> `Warp.tempered` laws [B, R, V].
+        """Forward tree rows `row`, `row` + 1, ...: tokens [B, R] -> `Warp.tempered` laws [B, R, V].
 
-        length [B] is the root's position, at most `end`; ancestors [B or 1, R, 1 + N] bool, what each row sees.
+        Row 0 is the root, -1 the token before it. length [B] is the root's position, at most `end`; ancestors
+        [B or 1, R, 1 + N] bool, what each row sees.
         """
+        if self.is_compiled:
+            return self.compiled(self.inputs(tokens, row, length, end, ancestors), self.cache.views(len(tokens)))
         depths = row_depths(self.shape, row, tokens.shape[1], self.device)
-        return self._at(1 + row, tokens, depths, length, end, ancestors)
-
-    def previous_and_root(self, last_two: Tensor, length: Tensor, end: int) -> Tensor:
-        """Forward the token before the root and the root, [B, 2] -> the root's `Warp.tempered` law [B, 1, V]."""
-        return self._at(0, last_two, row_numbers(-1, 2, self.device), length, end, self.two_rows)[:, 1:]
-
-    def _at(self, column: int, tokens: Tensor, depths: Tensor, length: Tensor, end: int, ancestors: Tensor) -> Tensor:
-        """Rows that are written from a column on."""
-        steps = row_numbers(0, end, self.device)
-        # a compiled forward writes where there is something: into the storage that a prefill has allocated
-        if self.compiled is not None and self.cache.storage:
-            columns = row_numbers(column, tokens.shape[1], self.device)
-            ancestors = ancestors.expand(tokens.shape[0], -1, -1) if len(ancestors) < len(tokens) else ancestors
-            rows = Rows(tokens, depths, ancestors, length, steps, self.previous, columns, self.temperature)
-            return self.compiled(rows, self.cache.views(len(tokens)))
-        bias = attention_bias(ancestors, length, steps, self.previous, self.dtype)
+        bias = attention_bias(ancestors, length, row_numbers(0, end, self.device), self.previous, self.dtype)
         positions = (length.unsqueeze(1) + depths).clamp(0, self.last_position)
-        self.cache.window(column, slice(0, bias.shape[-1]))
+        self.cache.window(1 + row, slice(0, bias.shape[-1]))
         return self._tempered(self._model(tokens, positions, bias, keep=0))
+
+    @property
+    def is_compiled(self) -> bool:
+        """A compiled forward writes where there is something: into the storage that a prefill has allocated."""
+        return self.compiled is not None and bool(self.cache.storage)
+
+    def inputs(self, tokens: Tensor, row: int, length: Tensor, end: int, ancestors: Tensor) -> Rows:
+        """What a compiled forward takes in place of the arguments of `rows`."""
+        batch, count = tokens.shape
+        if (row, count) not in self.places:
+            columns = row_numbers(1 + row, count, self.device)
+            self.places[row, count] = row_depths(self.shape, row, count, self.device), columns
+        depths, columns = self.places[row, count]
+        ancestors = ancestors.expand(batch, -1, -1) if batch > 1 else ancestors
+        steps = row_numbers(0, end, self.device)
+        return Rows(tokens, depths, ancestors, length, steps, self.previous, columns, self.temperature)
 
     def _tempered(self, logits: Tensor) -> Tensor:
         """`Warp.tempered` in the place of the logits, by rows: those of a large vocabulary have no room for a copy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 
 from rsdbench.engine.ahead import compiler_at_hand
 from rsdbench.engine.cache import position_limit
-from rsdbench.engine.compiled import CompiledForward, Forward
+from rsdbench.engine.compiled import CompiledForward, CompiledGrow, Forward, Grow
 from rsdbench.engine.compiled_steps import Steps
-from rsdbench.engine.drafting import Drafting
+from rsdbench.engine.drafting import Drafting, NoDrafting
 from rsdbench.engine.graphed import Graphs
 from rsdbench.engine.loading import Source, find_source, load_model, load_tokenizer
 from rsdbench.engine.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
@@ -31,9 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Pair:
     """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
 
-    `compile` sets the forwards that decoding uses in place of the models' own, or `graphs`; `prefixes`, which keeps
-    nothing unless it is replaced, is where decoding looks for prompts that it has seen. quantization: how the target's
-    weights were quantised when they were loaded.
+    `compile` sets the forwards that decoding uses in place of the models' own, or `graphs`; `growers` holds what drafts
+    a level in one call, for each drafting that was used since, or None where that cannot be compiled; `prefixes`, which
+    keeps nothing unless it is replaced, is where decoding looks for prompts that it has seen. quantization: how the
+    target's weights were quantised when they were loaded.
     """
 
     target: Any
@@ -42,6 +44,7 @@ class Pair:
     target_forward: Forward | None = None
     drafter_forward: Forward | None = None
     graphs: Graphs | None = None
+    growers: dict[Drafting, Grow | None] = field(default_factory=dict)
     prefixes: Prefixes = field(default_factory=Prefixes)
     quantization: str | None = None
 
@@ -89,7 +92,17 @@ class Pair:
         """A method's compiled steps, where forwards are compiled and the law is one that they know."""
         if self.target_forward is None or warp.temperature == 0 or warp.top_p < 1:
             return None
-        return Steps(drafting, rule, self.target.config.vocab_size)
+        if drafting not in self.growers:
+            self.growers[drafting] = self.grower(drafting)
+        return Steps(rule, self.target.config.vocab_size, self.growers[drafting])
+
+    def grower(self, drafting: Drafting) -> Grow | None:
+        """A drafting's compiled levels, if it drafts and can be compiled."""
+        if isinstance(drafting, NoDrafting):
+            return None
+        with suppress(UsageError):
+            return CompiledGrow(self.drafter, drafting)
+        return None
 
     @cached_property
     def cost_ratio(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,35 +12,55 @@ from rsdbench.sampling.gumbel import gumbel_noise, to_gumbel
 AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random numbers of all of them
 
 
+class Numbers(NamedTuple):
+    """Of one block: noise of each level [B, rows, V], noise for the last token [B, V], uniforms [B, L, slots]."""
+
+    drafts: tuple[Tensor, ...]
+    last: Tensor
+    uniforms: Tensor
+
+
 class Randomness:
     """What each block of a batch takes from one generator.
 
     After a large model's forward nothing is left in the processor's caches, so every operator between two forwards
-    costs 10 to 20 microseconds; for a single sequence the numbers of several blocks are therefore drawn at once. They
-    are the same numbers: on a CPU a generator gives them one by one.
+    costs 10 to 20 microseconds; for a single sequence the numbers of several blocks are therefore drawn at once, into
+    memory that stays. They are the same numbers: on a CPU a generator gives them one by one.
     """
 
-    def __init__(self, generator: torch.Generator, rows: int, vocabulary: int, depth: int, slots: int) -> None:
-        self.generator, self.rows, self.vocabulary, self.depth, self.slots = generator, rows, vocabulary, depth, slots
-        self.drawn: list[Tensor] = []  # of the blocks to come, the next one last: noise and uniforms, in one line each
+    def __init__(self, generator: torch.Generator, rows: list[int], vocabulary: int, slots: int) -> None:
+        """rows: of noise, for each level of the tree."""
+        self.generator, self.rows, self.vocabulary, self.slots = generator, rows, vocabulary, slots
+        self.noise = (sum(rows) + 1) * vocabulary  # of a block, for drafts and the last token
+        self.lines: Tensor | None = None  # [blocks, numbers]: each block's noise, then its uniforms
+        self.own: list[Numbers] = []  # views of them, of each block
+        self.used = 0
 
-    def block(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise [B, rows, V] for drafts, noise [B, V] for the last token, uniforms [B, L, slots]."""
+    def block(self, batch: int) -> Numbers:
+        """The numbers of the next block; those of a single sequence are overwritten some blocks later."""
         if batch == 1:
-            line = self.next_line()
-            noise = line[: -self.depth * self.slots or None].view(1, self.rows + 1, self.vocabulary)
-            return noise[:, :-1], noise[:, -1], line[noise.numel() :].view(1, self.depth, self.slots)
-        noise = gumbel_noise((batch, self.rows + 1, self.vocabulary), self.generator)
-        uniforms = torch.rand(batch, self.depth, self.slots, generator=self.generator, device=noise.device)
-        return noise[:, :-1], noise[:, -1].clone(), uniforms  # a copy, so that the rest can go when it is used up
+            if self.used == len(self.own):
+                self.refill()
+            self.used += 1
+            return self.own[self.used - 1]
+        noise = gumbel_noise((batch, sum(self.rows) + 1, self.vocabulary), self.generator)
+        uniforms = torch.rand(batch, len(self.rows), self.slots, generator=self.generator, device=noise.device)
+        *drafts, last = noise.split([*self.rows, 1], 1)
+        return Numbers(tuple(drafts), last[:, 0].clone(), uniforms)  # a copy, so that the rest can go when it is used
 
-    def next_line(self) -> Tensor:
-        """The numbers of the next block of a single sequence: its noise, then its uniforms."""
-        if not self.drawn:
-            noise = (self.rows + 1) * self.vocabulary
-            numbers = noise + self.depth * self.slots
+    def refill(self) -> None:
+        """Draw the numbers of the next blocks of a single sequence."""
+        if self.lines is None:
+            numbers = self.noise + len(self.rows) * self.slots
             blocks = max(1, min(AHEAD, NUMBERS // numbers))
-            lines = torch.rand(blocks, numbers, generator=self.generator, device=self.generator.device)
-            to_gumbel(lines[:, :noise])
-            self.drawn = list(lines.unbind())[::-1]
-        return self.drawn.pop()
+            self.lines = torch.empty(blocks, numbers, device=self.generator.device)
+            self.own = [self.views(line) for line in self.lines]
+        torch.rand(*self.lines.shape, generator=self.generator, out=self.lines)
+        to_gumbel(self.lines[:, : self.noise])
+        self.used = 0
+
+    def views(self, line: Tensor) -> Numbers:
+        """The numbers in a line."""
+        noise = line[: self.noise].view(1, -1, self.vocabulary)
+        *drafts, last = noise.split([*self.rows, 1], 1)
+        return Numbers(tuple(drafts), last[:, 0], line[self.noise :].view(1, len(self.rows), self.slots))

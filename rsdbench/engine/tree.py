@@ -60,15 +60,14 @@ class TreeShape:
 class DraftTree(NamedTuple):
     """One block's drafts for a batch of B sequences; N nodes, V tokens.
 
-    tokens [B, N]; parents [B, N], -1 for the root; depth [N]; valid [B, N], False where no token was left to draw
-    or where the position limit comes first; laws [B, 1 + expanded, V], the drafter's log-law at the root and at every
+    tokens [B, N]; parents [B, N], -1 for the root; valid [B, N], False where no token was left to draw or where the
+    position limit comes first; laws [B, 1 + expanded, V], the drafter's log-law at the root and at every
     expanded node, the very numbers that the drafts were drawn from; ancestors [B or 1, 1 + N, 1 + N] bool, where row
     and column 0 are the root: what each row attends to in its own tree.
     """
 
     tokens: Tensor
     parents: Tensor
-    depth: Tensor
     valid: Tensor
     laws: Tensor
     ancestors: Tensor
@@ -76,21 +75,21 @@ class DraftTree(NamedTuple):
 
 @lru_cache(maxsize=256)
 def node_depths(shape: TreeShape, device: torch.device) -> Tensor:
-    """Depth of the root and of each node, [1 + N]."""
-    return torch.tensor([0, *(d for d, width in enumerate(shape.widths, 1) for _ in range(width))], device=device)
+    """Depth of the token before the root, of the root and of each node, [2 + N]."""
+    return torch.tensor([-1, 0, *(d for d, width in enumerate(shape.widths, 1) for _ in range(width))], device=device)
 
 
 @lru_cache(maxsize=1024)
 def row_depths(shape: TreeShape, row: int, count: int, device: torch.device) -> Tensor:
-    """Depths of tree rows `row`, `row` + 1, ..., [count]; 0 is the root."""
-    return node_depths(shape, device)[row : row + count]
+    """Depths of tree rows `row`, `row` + 1, ..., [count]; 0 is the root, -1 the token before it."""
+    return node_depths(shape, device)[1 + row : 1 + row + count]
 
 
-@lru_cache(maxsize=1024)
-def fixed_rows(shape: TreeShape, depth: int, device: torch.device) -> Tensor:
-    """The rows of `fixed_ancestors` of a level's nodes, [1, width, 1 + N]."""
-    level = shape.level(depth)
-    return fixed_ancestors(shape, device)[:, level.start + 1 : level.stop + 1].contiguous()
+@lru_cache(maxsize=256)
+def parent_starts(shape: TreeShape, device: torch.device) -> Tensor:
+    """First node of the level above each node, [N], -1 for the root."""
+    starts = zip((-1, *shape.starts), shape.widths, strict=False)
+    return torch.tensor([start for start, width in starts for _ in range(width)], device=device, dtype=torch.long)
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,11 +15,13 @@ from rsdbench.sampling.laws import Warp
 class Walk(NamedTuple):
     """How far each sequence has come down its tree.
 
-    row [B]: tree row of its last accepted token; going [B] bool: whether a draft was accepted at every level so far;
-    prefix [B, W']: the nodes of the level above that stand for what was accepted; last [B, V]: the law of the block's
-    last token where the walk has ended; rows and tokens [B, L + 1], as in `Outcome`, without that token.
+    depth []: levels that were looked at; row [B]: tree row of its last accepted token; going [B] bool: whether a draft
+    was accepted at every level so far; prefix [B, 1 + N] bool: the tree rows that stand for what was accepted last;
+    last [B, V]: the law of the block's last token where the walk has ended; rows and tokens [B, L + 1], as in
+    `Outcome`, without that token.
     """
 
+    depth: Tensor
     row: Tensor
     going: Tensor
     prefix: Tensor
@@ -58,50 +59,48 @@ class Drafts(NamedTuple):
     valid: Tensor
 
 
-class Below(NamedTuple):
-    """A level of a shape: nodes [W], its nodes; above [], the first node of the level above; depth [], from 1 to L."""
-
-    nodes: Tensor
-    above: Tensor
-    depth: Tensor
-
-
-@lru_cache(maxsize=64)
-def start(batch: int, depth: int, vocabulary: int, device: torch.device) -> Walk:
-    """At the root, of trees of a depth."""
-    zeros = torch.zeros(batch, depth + 1, dtype=torch.long, device=device)
-    going = torch.ones(batch, dtype=torch.bool, device=device)
-    return Walk(zeros[:, 0], going, going.unsqueeze(1), torch.zeros(batch, vocabulary, device=device), zeros, zeros)
+def start(batch: int, nodes: int, depth: int, vocabulary: int, device: torch.device) -> Walk:
+    """At the root, of trees of N nodes and a depth."""
+    rows = torch.zeros(batch, depth + 1, dtype=torch.long, device=device)
+    return Walk(
+        depth=torch.zeros((), dtype=torch.long, device=device),
+        row=torch.zeros(batch, dtype=torch.long, device=device),
+        going=torch.ones(batch, dtype=torch.bool, device=device),
+        prefix=(torch.arange(1 + nodes, device=device) == 0).expand(batch, -1).clone(),
+        last=torch.zeros(batch, vocabulary, device=device),
+        rows=rows,
+        tokens=torch.zeros_like(rows),
+    )
 
 
-def descend(rule: Rule, warp: Warp, drafts: Drafts, level: Below, uniforms: Tensor, walk: Walk) -> Walk:
+def descend(rule: Rule, warp: Warp, drafts: Drafts, uniforms: Tensor, walk: Walk) -> Walk:
     """Accept a draft of the next level or none; uniforms [B, k], for as many drafts as can meet below a node, or more.
 
     The candidates are the nodes below the accepted prefix. Nodes that stand for the same prefix (equal i.i.d.
     sequences) are followed together, so their children all are candidates.
     """
     going = walk.going.unsqueeze(1)
-    tokens, parents, valid = (x.index_select(1, level.nodes) for x in (drafts.tokens, drafts.parents, drafts.valid))
-    candidates = walk.prefix.gather(1, parents - level.above) & valid & going
-    slots, present = first_true(candidates, uniforms.shape[1])
+    candidates = walk.prefix.gather(1, drafts.parents + 1) & drafts.valid & going  # [B, N]
+    nodes, present = first_true(candidates, uniforms.shape[1])
     p, q = warp.cut(at_row(drafts.tempered, walk.row)).exp(), at_row(drafts.laws, walk.row).exp()
-    verdict = rule(p, q, tokens.gather(1, slots), present)
+    verdict = rule(p, q, drafts.tokens.gather(1, nodes), present)
     hits = (uniforms < verdict.accept) & present
     last = torch.where(going, verdict.residual, walk.last)
 
     going = hits.any(1, keepdim=True)
     hit, _ = first_true(hits, 1)
-    node = slots.gather(1, hit)  # [B, 1], within the level
-    token = tokens.gather(1, node)
-    row = torch.where(going, level.nodes[node] + 1, walk.row.unsqueeze(1))
+    node = nodes.gather(1, hit)  # [B, 1]
+    token = drafts.tokens.gather(1, node)
+    row = torch.where(going, node + 1, walk.row.unsqueeze(1))
     steps = torch.arange(walk.rows.shape[1], device=row.device)
     return Walk(
+        depth=walk.depth + 1,
         row=row.squeeze(1),
         going=going.squeeze(1),
-        prefix=candidates & (tokens == token) & going,
+        prefix=torch.nn.functional.pad(candidates & (drafts.tokens == token) & going, (1, 0)),
         last=last,
-        rows=torch.where((steps == level.depth) & going, row, walk.rows),
-        tokens=torch.where(steps == level.depth - 1, token, walk.tokens),
+        rows=torch.where((steps == walk.depth + 1) & going, row, walk.rows),
+        tokens=torch.where(steps == walk.depth, token, walk.tokens),
     )
 
 
@@ -130,7 +129,9 @@ def first_true(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Where there are fewer, the mask is False and the index 0.
     """
-    rank = mask.cumsum(1) - 1  # [B, W]
+    place = torch.arange(mask.shape[1], device=mask.device)
+    # not by cumsum, which is a call of its own in compiled code; of narrow rows this is as fast
+    rank = (mask.unsqueeze(1) & (place <= place.unsqueeze(1))).sum(-1) - 1  # [B, W]
     chosen = (rank.unsqueeze(1) == torch.arange(count, device=mask.device).unsqueeze(1)) & mask.unsqueeze(1)
     # not by argmax: compiled for a vector unit, that of small integers leaves the row where all are equal (torch 2.13)
-    return (chosen * torch.arange(mask.shape[1], device=mask.device)).sum(-1), chosen.any(-1)
+    return (chosen * place).sum(-1), chosen.any(-1)

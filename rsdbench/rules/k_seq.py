@@ -44,11 +44,11 @@ def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
     """
     low, high = torch.ones_like(number), number.clamp(min=1)
     steps = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)
+    places = torch.arange(SECTIONS + 1, device=p.device)
     for _ in range(ROUNDS):
         rho = low + (high - low) * steps  # [B, SECTIONS + 1]
-        beta = torch.minimum(q.unsqueeze(1), p.unsqueeze(1) / rho.unsqueeze(-1)).sum(-1)
+        beta = (p.unsqueeze(1) / rho.unsqueeze(-1)).clamp_(max=q.unsqueeze(1)).sum(-1)
         above = at_least_one(beta, number) <= rho * beta  # False ... False True ... True
-        above[:, -1] = True
-        first = (above.cumsum(-1) == 0).sum(-1, keepdim=True)  # the first True; an argmax of int8 compiles wrongly
+        first = torch.where(above, places, SECTIONS).amin(-1, keepdim=True)  # the first True, or the last place
         low, high = rho.gather(1, (first - 1).clamp(min=0)), rho.gather(1, first)
     return high

@@ -17,7 +17,7 @@ def recursive_rejection(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -
     Shapes as in `rsdbench.rules.Rule`. r starts as p and d as q; both are normalised by the sum of what remains.
     """
     tiny = torch.finfo(p.dtype).tiny
-    r, d = p, q
+    r, d, words = p, q, torch.arange(p.shape[1], dtype=torch.int32, device=p.device)
     accept = []
     for j in range(drafts.shape[1]):
         x, here = drafts[:, j : j + 1], present[:, j : j + 1]
@@ -29,6 +29,6 @@ def recursive_rejection(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -
         ratio = torch.where(some, r_x / d_x.clamp(min=tiny), r_x > 0)
         accept.append(ratio.clamp(max=1) * here)
         r = torch.where(here & some, rest / mass.clamp(min=tiny), r)
-        others = d.scatter(1, x, 0.0)
+        others = torch.where(words == x.int(), 0.0, d)
         d = torch.where(here, others / others.sum(-1, keepdim=True).clamp(min=tiny), d)
     return Verdict(torch.cat(accept, 1) if accept else p.new_zeros(drafts.shape), r)
