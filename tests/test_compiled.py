@@ -9,8 +9,12 @@ import torch
 
 import rsdbench
 from rsdbench.engine import ahead, compiled
-from rsdbench.engine.compiled import CompiledForward, Rows, examples
+from rsdbench.engine.compiled import Above, CompiledForward, DraftStep, Rows, examples
+from rsdbench.engine.drafting import Level, Sequences
+from rsdbench.engine.methods import METHODS
 from rsdbench.engine.models import COMPILED, EAGER, lay_out
+from rsdbench.engine.tree import level_rows
+from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
 
 from .commands import SMALL, cells
@@ -65,6 +69,56 @@ def test_laws_and_cache_are_the_models_own(compiled_pairs, kind, previous, batch
     torch.testing.assert_close(laws, Warp(0.7).log_law(logits), rtol=1e-4, atol=2e-4)
     for ours, theirs in zip(*storages, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+DRAFTINGS = {name: METHODS[name].drafting for name in ("sd", "rsd_c", "rsd_s")}
+# drafting, nodes above, nodes, rows before these: the root comes with the token before it
+LEVELS = [
+    ("sd", 1, 1, 1), ("sd", 1, 5, 1), ("sd", 1, 1, 0), ("sd", 5, 5, 0), ("rsd_c", 1, 7, 1),
+    ("rsd_c", 7, 7, 0), ("rsd_c", 2, 6, 0), ("rsd_s", 1, 5, 1), ("rsd_s", 5, 5, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "above", "width", "before"), LEVELS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, above, width, before):
+    torch.manual_seed(above + width)
+    pair, drafting, rows, end = compiled_pairs[kind], DRAFTINGS[name], above + before, 9
+    storage = [torch.randn(batch, *x.shape[1:2], 30, x.shape[3]) for x in examples(pair.drafter)[1]]
+    ancestors = torch.rand(batch, rows, 1 + 14) < 0.5
+    ancestors[..., 0] = True
+    inputs = Rows(
+        torch.randint(64, (batch, rows)), torch.arange(rows) - before, ancestors, torch.randint(3, end + 1, (batch,)),
+        torch.arange(end), torch.tensor(1), torch.arange(rows) + 1 - before, torch.tensor(0.7),
+    )  # fmt: skip
+    noise = gumbel_noise((batch, drafting.noise_rows(above, width), 64), torch.Generator().manual_seed(1))
+    own, scores = torch.rand(1, width, 15) < 0.2, torch.randn(2, batch, above) - 2
+    more = Above(noise, own, torch.rand(batch, above) < 0.8, *scores)
+    with torch.inference_mode():
+        theirs = DraftStep(pair.drafter, drafting)(inputs, [x.clone() for x in storage], more)
+        laws, level, seen = pair.grower(drafting)(inputs, storage, more)
+    torch.testing.assert_close(laws, theirs[0], rtol=1e-4, atol=2e-4)
+    for ours, expected in zip((*level, seen), theirs[1:], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+    plain = drafting.expand(Level(inputs.tokens[:, before:], None, *more[2:]), theirs[0], noise, width)
+    for ours, expected in zip(level, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(seen, level_rows(ancestors[:, before:], plain.parents, own))
+
+
+def test_a_drafting_that_cannot_be_compiled_runs_as_it_is(compiled_pairs, monkeypatch):
+    class Newcomers(Sequences):
+        def expand(self, above, log_q, noise, width):
+            assert float(log_q.max()) <= 0  # depends on the data
+            return super().expand(above, log_q, noise, width)
+
+    honest = METHODS["sd"]
+    drafting = Newcomers(honest.drafting.form, honest.drafting.pattern, honest.drafting.structures)
+    expected = rsdbench.generate(compiled_pairs["mixed"], PROMPTS, "sd", "6", 12, 0.5)
+    monkeypatch.setitem(METHODS, "sd", replace(honest, drafting=drafting))
+    assert rsdbench.generate(compiled_pairs["mixed"], PROMPTS, "sd", "6", 12, 0.5).tokens == expected.tokens
+    assert compiled_pairs["mixed"].growers[drafting] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-import rsdbench
 from rsdbench.engine import ahead, compiled_steps, walk
 from rsdbench.engine.cache import TreeCache, accept
 from rsdbench.engine.compiled_steps import PLAIN, Steps
 from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.engine.tree import level_rows, own_rows
-from rsdbench.engine.verify import below
-from rsdbench.engine.walk import Drafts, slots_of
+from rsdbench.engine.tree import DraftTree
+from rsdbench.engine.verify import verify
+from rsdbench.engine.walk import slots_of
 from rsdbench.rules.recursive_rejection import recursive_rejection
 from rsdbench.sampling.gumbel import gumbel_noise
 
@@ -33,54 +32,42 @@ def equal(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def random_tree(shape, batch):
+    """A tree, the target's laws of it, and the uniforms, noise and roots that its verification takes."""
+    tokens = torch.rand(batch, WORDS).argsort(1)[:, torch.arange(shape.budget) % WORDS]  # siblings are distinct
+    parents = torch.tensor([shape.parents], dtype=torch.long).expand(batch, -1)
+    valid = torch.rand(tokens.shape) < 0.9
+    tree = DraftTree(tokens, parents, valid, random_law(batch, 1 + shape.expanded), None)
+    slots = slots_of(max(shape.fanouts, default=1))
+    uniforms = torch.rand(batch, shape.depth, slots) ** 3  # often accepted
+    noise = gumbel_noise((batch, WORDS), torch.Generator().manual_seed(1))
+    return tree, random_law(batch, 1 + shape.budget), uniforms, noise, torch.randint(WORDS, (batch, 1))
+
+
 @pytest.mark.parametrize(
-    ("method", "structure"), [("sd", "6"), ("spectr", "2x3"), ("spectr", "5x2"), ("rsd_c", "3-2-2")]
+    ("method", "structure"), [("ar", None), ("sd", "6"), ("spectr", "2x3"), ("spectr", "5x2"), ("rsd_c", "3-2-2")]
 )
 @pytest.mark.parametrize("batch", [1, 5])
 def test_verification_goes_the_same_way(method, structure, batch):
     torch.manual_seed(batch)
-    shape, own = get_shape(method, structure), METHODS[method]
-    steps = Steps(own.drafting, own.rule, WORDS)
+    shape, rule = get_shape(method, structure), METHODS[method].rule
+    steps = Steps(rule, WORDS, None)
     accepted = 0
-    for _ in range(20):
-        tokens = torch.rand(batch, WORDS).argsort(1)[:, torch.arange(shape.budget) % WORDS]  # siblings are distinct
-        parents = torch.tensor([shape.parents]).expand(batch, -1)
-        laws = random_law(batch, 1 + shape.expanded)
-        tempered = random_law(batch, 1 + shape.budget)
-        drafts = Drafts(tempered, laws, tokens, parents, torch.rand(tokens.shape) < 0.9)
-        ours = theirs = walk.start(batch, shape.depth, WORDS, torch.device("cpu"))
-        for depth, fanout in enumerate(shape.fanouts, 1):
-            uniforms = torch.rand(batch, slots_of(fanout)) ** 3  # often accepted
-            level = below(shape, depth, torch.device("cpu"))
-            ours = steps.descend(drafts, level, uniforms, ours)
-            theirs = walk.descend(own.rule, PLAIN, drafts, level, uniforms[:, :fanout], theirs)
-            equal(ours, theirs)
-        root, noise = torch.randint(WORDS, (batch, 1)), gumbel_noise((batch, WORDS), torch.Generator().manual_seed(1))
-        ends = steps.finish(tempered, root, noise, ours), walk.finish(PLAIN, tempered, root, noise, theirs)
-        equal(*ends)
-        accepted += int(ends[0].accepted.sum())
-    assert 0 < accepted < 20 * batch * shape.depth
-
-
-@pytest.mark.parametrize("beam", [2, 3, 7])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_a_beam_grows_the_same_way(beam, batch):
-    own = METHODS["rsd_s"]
-    shape = get_shape("rsd_s", f"{beam}x3")
-    steps = Steps(own.drafting, own.rule, WORDS)
-    level = rsdbench.engine.drafting.root_level(batch, torch.device("cpu"))
-    rows = own_rows(shape, 0, torch.device("cpu")).expand(batch, -1, -1)
-    for depth in range(1, 4):
-        width = level.tokens.shape[1]
-        log_q = random_law(batch, width)
-        noise = gumbel_noise((batch, width, WORDS), torch.Generator().manual_seed(depth))
-        mine = own_rows(shape, depth, torch.device("cpu"))
-        ours, our_rows = steps.expand(level, log_q, noise, rows, mine)
-        theirs = own.drafting.expand(level, log_q, noise, beam)
-        rows = level_rows(rows, theirs.parents, mine)
-        equal(ours, theirs)
-        assert torch.equal(our_rows, rows)
-        level = theirs
+    for _ in range(40):
+        tree, tempered, *numbers = random_tree(shape, batch)
+        ours = verify(shape, tree, tempered, rule, PLAIN, *numbers, steps)
+        theirs = verify(shape, tree, tempered, rule, PLAIN, *numbers)
+        assert torch.equal(ours.accepted, theirs.accepted)
+        assert torch.equal(ours.rows, theirs.rows)
+        assert torch.equal(ours.last_two, theirs.last_two)
+        for row, kept in enumerate(ours.accepted.tolist()):  # what is behind the last token is undefined
+            assert torch.equal(ours.report[row, : kept + 2], theirs.report[row, : kept + 2])
+        accepted += int(ours.accepted.sum())
+    if shape.depth:
+        assert 0 < accepted < 40 * batch * shape.depth
+        assert compiled_steps.compiled_verify(rule, slots_of(max(shape.fanouts)), WORDS) is not None
+    else:
+        assert compiled_steps.compiled_finish(WORDS) is not None
 
 
 def random_caches(lanes):
@@ -101,7 +88,7 @@ def test_accepted_rows_move_the_same_way(lanes, batch, rows):
     accepted_rows = torch.stack([torch.cat([torch.zeros(1), torch.randperm(6)[: rows - 1] + 1]) for _ in range(batch)])
     accepted, length = torch.randint(rows, (batch,)), torch.randint(1, 9, (batch,))
     ours, theirs, before = (random_caches(lanes) for _ in range(3))
-    steps = Steps(METHODS["sd"].drafting, METHODS["sd"].rule, WORDS)
+    steps = Steps(METHODS["sd"].rule, WORDS, None)
     assert compiled_steps.compiled_accept(lanes) is not None
     found = steps.accept(ours, accepted_rows.long(), accepted, length)
     assert torch.equal(found, accept(theirs, accepted_rows.long(), accepted, length))
@@ -115,12 +102,10 @@ def test_a_few_libraries_serve_all_structures_and_vocabularies(cache):
     for method in METHODS.values():
         for structures in method.drafting.structures.values():
             for structure in structures:
-                assert {walk.slots_of(f) for f in method.drafting.shape(structure).fanouts} <= {1, 2, 4, 8}
-    rule, drafting = METHODS["rsd_s"].rule, METHODS["rsd_s"].drafting
-    files = []
+                assert {slots_of(f) for f in method.drafting.shape(structure).fanouts} <= {1, 2, 4, 8}
+    rule, files = METHODS["rsd_s"].rule, []
     for words in (WORDS, WORDS + 4):
-        made = compiled_steps.compiled_descend(rule, 2, words), compiled_steps.compiled_finish(words)
-        assert None not in (*made, compiled_steps.compiled_expand(drafting, words))
+        assert None not in (compiled_steps.compiled_verify(rule, 2, words), compiled_steps.compiled_finish(words))
         files.append({f.name for f in cache.iterdir()})
     assert files[0] == files[1]
 
@@ -133,14 +118,22 @@ def a_new_rule(p, q, drafts, present):
 
 
 def test_a_rule_that_cannot_be_compiled_runs_as_it_is():
-    own = METHODS["rsd_c"]
-    shape, steps = get_shape("rsd_c", "2-2"), Steps(own.drafting, a_new_rule, WORDS)
-    drafts = Drafts(
-        random_law(1, 7), random_law(1, 3), torch.arange(6).unsqueeze(0), torch.tensor([shape.parents]),
-        torch.ones(1, 6, dtype=torch.bool),
-    )  # fmt: skip
-    start, level = walk.start(1, 2, WORDS, torch.device("cpu")), below(shape, 1, torch.device("cpu"))
-    uniforms = torch.tensor([[0.1, 0.9]])
-    expected = walk.descend(own.rule, PLAIN, drafts, level, uniforms, start)
-    equal(steps.descend(drafts, level, uniforms, start), expected)
-    assert compiled_steps.compiled_descend(a_new_rule, 2, WORDS) is None
+    torch.manual_seed(0)
+    shape = get_shape("rsd_c", "2-2")
+    tree, tempered, *numbers = random_tree(shape, 3)
+    expected = verify(shape, tree, tempered, recursive_rejection, PLAIN, *numbers)
+    equal(verify(shape, tree, tempered, a_new_rule, PLAIN, *numbers, Steps(a_new_rule, WORDS, None)), expected)
+    assert compiled_steps.compiled_verify(a_new_rule, 2, WORDS) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_first_true_entries_of_each_row(count):
+    torch.manual_seed(count)
+    for width in (1, 5, 31):
+        mask = torch.rand(50, width) < torch.rand(50, 1)
+        indices, found = walk.first_true(mask, count)
+        for row, ours, there in zip(mask, indices, found, strict=True):
+            expected = row.nonzero().flatten().tolist()[:count]
+            assert ours[there].tolist() == expected
+            assert there.tolist() == [True] * len(expected) + [False] * (count - len(expected))
+            assert not ours[~there].any()

@@ -62,8 +62,9 @@ def test_two_levels_of_drafts_and_their_verification(case, warp, method_and_stru
     p = warp.law(target)
     for depth in range(1, min(2, shape.depth) + 1):
         log_q = warp.log_law(drafter).unsqueeze(1).expand(-1, level.tokens.shape[1], -1)
-        noise = gumbel_noise((BATCH, method.drafting.noise_rows(shape, depth), drafter.shape[1]), generator)
-        level = method.drafting.expand(level, log_q, noise, shape.widths[depth - 1])
+        width = shape.widths[depth - 1]
+        rows = method.drafting.noise_rows(level.tokens.shape[1], width)
+        level = method.drafting.expand(level, log_q, gumbel_noise((BATCH, rows, drafter.shape[1]), generator), width)
         check_level(level, log_q)
         if not method.drafting.replacement:
             distinct(level)

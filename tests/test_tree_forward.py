@@ -7,6 +7,7 @@ from rsdbench.engine import decode
 from rsdbench.engine.clock import Clock
 from rsdbench.engine.decode import Decoder
 from rsdbench.engine.methods import get_shape
+from rsdbench.engine.tree import row_depths
 from rsdbench.sampling.laws import Warp
 
 from .conftest import PAIRS, all_structures
@@ -56,7 +57,8 @@ def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, struct
             decoder.block(Clock(decoder.device))
             tree, tempered = seen[-1]
             assert tree.tokens.shape == tree.parents.shape == tree.valid.shape == (len(prefixes), budget)
-            assert tree.depth.tolist() == [len(path_to(tree, 0, n)) for n in range(budget)]
+            depths = row_depths(shape, 1, budget, decoder.device)
+            assert depths.tolist() == [len(path_to(tree, 0, n)) for n in range(budget)]
             assert tree.valid.all()
             if block not in (0, BLOCKS - 1):
                 continue
