@@ -8,6 +8,7 @@ from torch import Tensor
 from rsdbench.rules import Verdict
 
 SECTIONS, ROUNDS = 16, 5  # the interval of rho shrinks by 16 in each round: to a millionth of k - 1
+PART = 2**20  # numbers that are looked at at once: for all sections of large vocabularies there is no room
 
 
 def k_seq(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
@@ -45,9 +46,12 @@ def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
     low, high = torch.ones_like(number), number.clamp(min=1)
     steps = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)
     places = torch.arange(SECTIONS + 1, device=p.device)
+    whole = torch.compiler.is_compiling()  # compiled code keeps none of them
+    parts = 1 if whole else -(-p.numel() * len(places) // PART)
+    pairs = list(zip(p.unsqueeze(1).chunk(parts, -1), q.unsqueeze(1).chunk(parts, -1), strict=True))
     for _ in range(ROUNDS):
         rho = low + (high - low) * steps  # [B, SECTIONS + 1]
-        beta = (p.unsqueeze(1) / rho.unsqueeze(-1)).clamp_(max=q.unsqueeze(1)).sum(-1)
+        beta = sum((a / rho.unsqueeze(-1)).clamp_(max=b).sum(-1) for a, b in pairs)
         above = at_least_one(beta, number) <= rho * beta  # False ... False True ... True
         first = torch.where(above, places, SECTIONS).amin(-1, keepdim=True)  # the first True, or the last place
         low, high = rho.gather(1, (first - 1).clamp(min=0)), rho.gather(1, first)
