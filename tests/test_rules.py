@@ -166,6 +166,15 @@ def test_without_drafts_the_residual_is_p():
         torch.testing.assert_close(verdict.residual, p)
 
 
+def test_rho_is_the_same_in_parts_of_the_vocabulary(monkeypatch):
+    torch.manual_seed(0)
+    p, q = (torch.randn(20, 50, dtype=torch.float64).softmax(-1) for _ in range(2))
+    number = torch.randint(2, 6, (20, 1)).double()
+    whole = optimal_rho(p, q, number)
+    monkeypatch.setattr("rsdbench.rules.k_seq.PART", 7)
+    torch.testing.assert_close(optimal_rho(p, q, number), whole, rtol=1e-9, atol=0)
+
+
 def test_rho_solves_its_equation_from_above():
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(200, 30, generator=generator, dtype=torch.float64).pow(4)

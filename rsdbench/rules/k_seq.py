@@ -8,7 +8,7 @@ from torch import Tensor
 from rsdbench.rules import Verdict
 
 SECTIONS, ROUNDS = 16, 5  # the interval of rho shrinks by 16 in each round: to a millionth of k - 1
-PART = 2**20  # numbers that are looked at at once: for all sections of large vocabularies there is no room
+PART = 2**14  # tokens that are looked at at once on a CPU: for all sections of a large vocabulary there is no room
 
 
 def k_seq(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
@@ -46,8 +46,9 @@ def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
     low, high = torch.ones_like(number), number.clamp(min=1)
     steps = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)
     places = torch.arange(SECTIONS + 1, device=p.device)
-    whole = torch.compiler.is_compiling()  # compiled code keeps none of them
-    parts = 1 if whole else -(-p.numel() * len(places) // PART)
+    # compiled code keeps none of the [B, SECTIONS + 1, V] numbers, and on an accelerator launches cost more than room
+    whole = torch.compiler.is_compiling() or p.device.type != "cpu"
+    parts = 1 if whole else -(-p.shape[1] // PART)
     pairs = list(zip(p.unsqueeze(1).chunk(parts, -1), q.unsqueeze(1).chunk(parts, -1), strict=True))
     for _ in range(ROUNDS):
         rho = low + (high - low) * steps  # [B, SECTIONS + 1]
