@@ -130,8 +130,10 @@ def first_true(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Where there are fewer, the mask is False and the index 0.
     """
     place = torch.arange(mask.shape[1], device=mask.device)
-    # not by cumsum, which is a call of its own in compiled code; of narrow rows this is as fast
-    rank = (mask.unsqueeze(1) & (place <= place.unsqueeze(1))).sum(-1) - 1  # [B, W]
+    if torch.compiler.is_compiling():  # fused with the rest, while cumsum would be a call of its own
+        rank = (mask.unsqueeze(1) & (place <= place.unsqueeze(1))).sum(-1) - 1  # [B, W]
+    else:
+        rank = mask.cumsum(1) - 1
     chosen = (rank.unsqueeze(1) == torch.arange(count, device=mask.device).unsqueeze(1)) & mask.unsqueeze(1)
     # not by argmax: compiled for a vector unit, that of small integers leaves the row where all are equal (torch 2.13)
     return (chosen * place).sum(-1), chosen.any(-1)
