@@ -45,7 +45,8 @@ def random_tree(shape, batch):
 
 
 @pytest.mark.parametrize(
-    ("method", "structure"), [("ar", None), ("sd", "6"), ("spectr", "2x3"), ("spectr", "5x2"), ("rsd_c", "3-2-2")]
+    ("method", "structure"),
+    [("ar", None), ("sd", "6"), ("spectr", "2x3"), ("spectr", "5x2"), ("spectr", "17x2"), ("rsd_c", "3-2-2")],
 )
 @pytest.mark.parametrize("batch", [1, 5])
 def test_verification_goes_the_same_way(method, structure, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import platform
 import shutil
@@ -87,6 +88,11 @@ def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path
     here = torch.__version__, version("transformers"), processor(), torch.get_num_threads(), sorted(options.items())
     key = hashlib.sha256(repr((*parts, *here, Path(__file__).read_text())).encode()).hexdigest()[:16]
     return cache_folder() / f"{name}-{key}.pt2"
+
+
+def source(thing: Any) -> str:
+    """The text of the file that a rule or a drafting is in, on which its library depends."""
+    return inspect.getsource(inspect.getmodule(thing))
 
 
 @lru_cache

@@ -8,7 +8,6 @@ architecture share it, and the loaded weights are used where they lie.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from rsdbench.engine.ahead import library
+from rsdbench.engine.ahead import library, source
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
@@ -130,6 +129,7 @@ class DraftStep(torch.nn.Module):
         tokens, _, ancestors, *_ = rows
         behind, count = tokens.shape[1] - valid.shape[1], valid.shape[1]
         laws, tokens, ancestors = (x.narrow(1, behind, count) for x in (self.step(rows, storage), tokens, ancestors))
+        # nobody asks whose children the nodes above are: anything stands for their parents
         level = self.drafting.expand(Level(tokens, tokens, valid, log_prob, score), laws, noise, own.shape[1])
         return laws, *level, level_rows(ancestors, level.parents, own)
 
@@ -165,7 +165,7 @@ class CompiledGrow:
         )
         step = DraftStep(model, drafting)
         kind = type(drafting)
-        whole = *parts(model), kind.__qualname__, inspect.getsource(kind), *(file.read_text() for file in DRAWING)
+        whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
         self.library = library(
             f"{type(model).__name__}-{kind.__name__}", whole, step, (tuple(rows), storage, tuple(above)),
             (*sizes(storage), tuple(GROWING)), **WITHOUT_WEIGHTS,

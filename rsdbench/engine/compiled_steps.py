@@ -7,7 +7,6 @@ forward too.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rsdbench.engine import cache, walk
-from rsdbench.engine.ahead import Library, library
+from rsdbench.engine.ahead import Library, library, source
 from rsdbench.engine.cache import TreeCache
 from rsdbench.engine.compiled import Grow
 from rsdbench.engine.walk import Drafts, Outcome, Walk
@@ -74,11 +73,6 @@ def or_none(make: Callable[..., Library]) -> Callable[..., Library | None]:
     return attempt
 
 
-def source(thing: Any) -> str:
-    """The text of the file that a rule or a drafting is in."""
-    return inspect.getsource(inspect.getmodule(thing))
-
-
 @lru_cache(maxsize=64)
 @or_none
 def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
@@ -102,7 +96,7 @@ def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
     numbers = torch.zeros(BATCH, NODES, dtype=torch.long)
     return compiled(
         "verify", function, (rule.__qualname__, source(rule), slots), vocabulary,
-        (torch.rand(BATCH, 5, 16), "012"), (torch.zeros(BATCH, WORDS), "01"),
+        (torch.rand(BATCH, 5, 16 + slots), "012"), (torch.zeros(BATCH, WORDS), "01"),
         (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
         (torch.zeros(BATCH, 7, WORDS), "012"), (numbers, "01"), (numbers.clone(), "01"), (numbers.bool(), "01"),
     )  # fmt: skip

@@ -45,8 +45,8 @@ class Randomness:
             return self.own[self.used - 1]
         noise = gumbel_noise((batch, sum(self.rows) + 1, self.vocabulary), self.generator)
         uniforms = torch.rand(batch, len(self.rows), self.slots, generator=self.generator, device=noise.device)
-        *drafts, last = noise.split([*self.rows, 1], 1)
-        return Numbers(tuple(drafts), last[:, 0].clone(), uniforms)  # a copy, so that the rest can go when it is used
+        numbers = self.apart(noise, uniforms)
+        return numbers._replace(last=numbers.last.clone())  # a copy, so that the rest can go when it is used up
 
     def refill(self) -> None:
         """Draw the numbers of the next blocks of a single sequence."""
@@ -54,13 +54,14 @@ class Randomness:
             numbers = self.noise + len(self.rows) * self.slots
             blocks = max(1, min(AHEAD, NUMBERS // numbers))
             self.lines = torch.empty(blocks, numbers, device=self.generator.device)
-            self.own = [self.views(line) for line in self.lines]
+            noise = self.lines[:, : self.noise].unflatten(1, (-1, self.vocabulary))
+            uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
+            self.own = [self.apart(*own) for own in zip(noise.split(1), uniforms.split(1), strict=True)]
         torch.rand(*self.lines.shape, generator=self.generator, out=self.lines)
         to_gumbel(self.lines[:, : self.noise])
         self.used = 0
 
-    def views(self, line: Tensor) -> Numbers:
-        """The numbers in a line."""
-        noise = line[: self.noise].view(1, -1, self.vocabulary)
+    def apart(self, noise: Tensor, uniforms: Tensor) -> Numbers:
+        """Views of noise [B, all rows, V], that for the last token last, and of uniforms."""
         *drafts, last = noise.split([*self.rows, 1], 1)
-        return Numbers(tuple(drafts), last[:, 0], line[self.noise :].view(1, len(self.rows), self.slots))
+        return Numbers(tuple(drafts), last[:, 0], uniforms)
