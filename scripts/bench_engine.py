@@ -96,10 +96,11 @@ def bare_forwards(pair: Pair, method: str, structure: str, length: int, batch: i
     @torch.inference_mode()
     def run() -> None:
         if drafter is not None:
-            drafter.rows(two, -1, position, length, drafter.two_rows)
+            block = drafter.begin(position, length)
+            drafter.rows(two, -1, block, drafter.two_rows)
             for level_tokens, row, level_ancestors in steps:
-                drafter.rows(level_tokens, row, position, length, level_ancestors)
-        target.rows(tokens, 0, position, length, ancestors)
+                drafter.rows(level_tokens, row, block, level_ancestors)
+        target.rows(tokens, 0, target.begin(position, length), ancestors)
 
     return run
 
@@ -177,7 +178,7 @@ def drafter_step(pair: Pair, repeats: int) -> float:
     with torch.inference_mode():
         for _ in range(100 * repeats):
             start = time.perf_counter()
-            lane.rows(tokens, 1, length, 100, ancestors)
+            lane.rows(tokens, 1, lane.begin(length, 100), ancestors)
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 

@@ -1,6 +1,6 @@
 """The engine on a GPU, at the paper's sizes, with random weights: what its models and blocks take.
 
-    bash scripts/gpu_check.sh [OUT_DIR]     # OUT_DIR/gpu_<device>.json, in results/gpu unless another is named
+    bash scripts/gpu_check.sh [OUT_DIR [SECONDS]]  # OUT_DIR/gpu_<device>.json; results/gpu and 460 if not named
 
 For OPT-13B, 30B and 66B in bfloat16, as far as they fit, and drafters of OPT-125M's and OPT-350M's shape:
 
@@ -87,7 +87,7 @@ def check_pair(
             report.skip(part, f"no time left for it and {len(plan) - place - 1} more of this pair")
             return
         with report.part(part):
-            times = block_times(pairs[kind], kind, method, structure, settings)
+            times = block_times(pairs[kind], method, structure, settings)
             where = {"target": name, "drafter": drafter_name, "forwards": kind}
             report.case({**where, "method": method, "structure": structure, "budget": budget}, times)
 
@@ -96,7 +96,7 @@ def check_forwards(report: Report, settings: Settings, name: str, kind: str, pai
     """A target's forwards by rows, and AR against the copy."""
     own = report.data["targets"][name]
     with report.part(f"{name}, forwards, {kind}"):
-        taken = forward_times(pair.target, kind, settings)
+        taken = forward_times(pair, settings)
         own["forward_ms"][kind] = {rows: statistics.median(times) for rows, times in taken.items()}
         own["forward_over_one_row"][kind] = ratio(taken[str(settings.rows[-1])], taken["1"])
     with report.part(f"{name}, AR, {kind}"):
@@ -106,15 +106,16 @@ def check_forwards(report: Report, settings: Settings, name: str, kind: str, pai
 def planned(settings: Settings, first: bool) -> list[tuple[str, str, str, int]]:
     """Forwards, method, structure and budget of each block to measure, what matters most first.
 
-    The first drafter: at the largest and the smallest budget in every way, at the others in the quickest. Other
-    drafters: at the largest and the smallest budget in the quickest.
+    The first drafter: at all budgets in the quickest way, at the smallest in the others too. Other drafters: at the
+    largest and the smallest budget in the quickest way.
     """
-    quickest, outer = settings.forwards[0], ends(settings)
+    (quickest, *others), outer = settings.forwards, ends(settings)
+    own = [(quickest, *case) for case in cases(outer)]
     if not first:
-        return [(quickest, *case) for case in cases(outer)]
+        return own
     inner = [budget for budget in settings.budgets if budget not in outer]
-    own = [(kind, *case) for kind in settings.forwards for case in cases(outer)]
-    return own + [(quickest, *case) for case in cases(inner)]
+    own += [(quickest, *case) for case in cases(inner)]
+    return own + [(kind, *case) for kind in others for case in cases([min(settings.budgets)])]
 
 
 def lacking(settings: Settings, name: str) -> str:
@@ -136,8 +137,8 @@ def check(report: Report, settings: Settings) -> None:
         with report.part(f"{name}, steps"):
             drafters[name] = random_model(config, settings.device, settings.dtype)
             own = report.data["drafters"][name] = {"parameters": parameters(drafters[name]), "step_ms": {}}
-            for kind in settings.forwards:
-                own["step_ms"][kind] = step_ms(drafters[name], kind, settings)
+            for kind, pair in pairs_of(drafters[name], drafters[name], settings.forwards).items():
+                own["step_ms"][kind] = step_ms(pair, settings)
     left = []
     for name in settings.targets:
         if why := lacking(settings, name):
@@ -175,6 +176,7 @@ def main() -> int:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out_dir", type=Path, nargs="?", default=ROOT / "results" / "gpu")
+    parser.add_argument("seconds", type=float, nargs="?", default=Settings.seconds, help="nothing is begun after them")
     args = parser.parse_args()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own word on a driver that is missing
@@ -187,7 +189,7 @@ def main() -> int:
         print(f"gpu_check: '{args.out_dir}' cannot be written ({error.strerror}): name another folder", file=sys.stderr)
         return 2
     quiet_libraries()
-    settings = Settings(torch.device("cuda", torch.cuda.current_device()))
+    settings = Settings(torch.device("cuda", torch.cuda.current_device()), seconds=args.seconds)
     report = Report(args.out_dir / file_name(settings.device), origin(settings, sys.argv))
     check(report, settings)
     return report.finish()

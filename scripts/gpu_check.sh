@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Measure the engine on a GPU with random weights of OPT's real shapes: bash scripts/gpu_check.sh [OUT_DIR]
+# Measure the engine on a GPU with random weights of OPT's real shapes: bash scripts/gpu_check.sh [OUT_DIR [SECONDS]]
 # Needs a CUDA device and a python with torch and transformers ($PYTHON, .venv or python3); no network, no set-up.
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-limit=530 # seconds
+seconds="${2:-460}"
+if ! [[ "$seconds" =~ ^[1-9][0-9]{0,5}$ ]]; then
+    echo "gpu_check: SECONDS must be a whole number of seconds such as 460, not '$seconds'" >&2
+    exit 2
+fi
+limit=$((seconds + 70)) # what is under way when the time is used up ends within these
 found=python3
 if [ -x "$repository/.venv/bin/python" ]; then found="$repository/.venv/bin/python"; fi
 python="${PYTHON:-$found}"

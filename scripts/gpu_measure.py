@@ -134,17 +134,18 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
 
 
 class Forwards:
-    """Bare forwards of one model behind a prompt, from tokens to laws, with cache and masks as in decoding.
+    """Bare forwards of a pair's target or drafter behind a prompt, from tokens to laws, with masks as in decoding.
 
-    kind: eager or CUDA graphs, which read the prefix up to a multiple of positions, as in decoding.
+    They run as the pair's forwards do; with CUDA graphs they read the prefix up to a multiple of positions.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Any, shape: TreeShape, settings: Settings, kind: str, previous: bool = False) -> None:
-        self.shape, self.graphs = shape, Graphs() if kind == GRAPHED else None
-        self.end = bucket(settings.prompt) if kind == GRAPHED else settings.prompt + settings.new_tokens // 2
-        device = settings.device
-        self.lane = Lane(model, shape, WARP, 1, max(self.end, settings.prompt), previous)
+    def __init__(self, pair: Pair, shape: TreeShape, settings: Settings, drafter: bool) -> None:
+        self.shape, self.graphs = shape, None if pair.graphs is None else Graphs()
+        self.end = settings.prompt + settings.new_tokens // 2 if self.graphs is None else bucket(settings.prompt)
+        model, device = pair.drafter if drafter else pair.target, settings.device
+        allocate = None if self.graphs is None else torch.zeros
+        self.lane = Lane(model, shape, WARP, 1, max(self.end, settings.prompt), drafter, allocate=allocate)
         self.lane.prefill(torch.tensor([settings.tokens], device=device))
         self.position = torch.tensor([settings.prompt], device=device)
         self.tokens = torch.full((1, 1 + shape.budget), 5, device=device)
@@ -160,24 +161,26 @@ class Forwards:
 
     def verifying(self, rows: int) -> Callable[[], tuple[Tensor, ...]]:
         """A target's forward of the first rows of the tree."""
-        tokens, ancestors = self.tokens[:, :rows], self.ancestors[:, :rows]
-        return lambda: self.run(self.verify, tokens, self.position, ancestors)
+        inputs = self.tokens[:, :rows], self.position, self.ancestors[:, :rows]
+        return lambda: self.run(self.verify, *inputs)
 
     def verify(self, tokens: Tensor, position: Tensor, ancestors: Tensor) -> tuple[Tensor]:
         """The laws at rows of the tree."""
-        return (self.lane.rows(tokens, 0, position, self.end, ancestors),)
+        return (self.lane.rows(tokens, 0, self.lane.begin(position, self.end), ancestors),)
 
     def drafting(self) -> Callable[[], tuple[Tensor, ...]]:
         """A drafter's forwards of one block, level by level."""
-        return lambda: self.run(self.draft, self.two, self.tokens, self.position, self.ancestors)
+        inputs = self.two, self.tokens, self.position, self.ancestors
+        return lambda: self.run(self.draft, *inputs)
 
     def draft(self, two: Tensor, tokens: Tensor, position: Tensor, ancestors: Tensor) -> tuple[Tensor]:
         """The laws at the last level that is expanded."""
-        laws = self.lane.rows(two, -1, position, self.end, self.lane.two_rows)[:, 1:]
+        block = self.lane.begin(position, self.end)
+        laws = self.lane.rows(two, -1, block, self.lane.two_rows)[:, 1:]
         for depth in range(1, self.shape.depth):
             level = self.shape.level(depth)
             rows = slice(level.start + 1, level.stop + 1)
-            laws = self.lane.rows(tokens[:, rows], rows.start, position, self.end, ancestors[:, rows])
+            laws = self.lane.rows(tokens[:, rows], rows.start, block, ancestors[:, rows])
         return (laws,)
 
 
@@ -238,21 +241,21 @@ def ends(settings: Settings) -> list[int]:
     return list(dict.fromkeys((max(settings.budgets), min(settings.budgets))))
 
 
-def step_ms(drafter: Any, kind: str, settings: Settings) -> float:
-    """Milliseconds of one step of the longest sequence."""
+def step_ms(pair: Pair, settings: Settings) -> float:
+    """Milliseconds of one step of the longest sequence, by a pair's drafter."""
     steps = max(settings.budgets)
-    draft = Forwards(drafter, get_shape("sd", str(steps)), settings, kind, previous=True).drafting()
+    draft = Forwards(pair, get_shape("sd", str(steps)), settings, drafter=True).drafting()
     taken = by_turns({"draft": lambda: timed(draft, settings.device, settings.calls)}, settings.rounds)
     return statistics.median(taken["draft"]) / steps
 
 
-def forward_times(target: Any, kind: str, settings: Settings) -> dict[str, list[float]]:
-    """Milliseconds of a target's forwards by the number of rows, of one tree that has the most.
+def forward_times(pair: Pair, settings: Settings) -> dict[str, list[float]]:
+    """Milliseconds of a pair's target's forwards by the number of rows, of one tree that has the most.
 
     Raises:
         ArithmeticError: there are NaN among the laws.
     """
-    forwards = Forwards(target, get_shape("sd", str(max(settings.budgets))), settings, kind)
+    forwards = Forwards(pair, get_shape("sd", str(max(settings.budgets))), settings, drafter=False)
     verifying = {rows: forwards.verifying(rows) for rows in settings.rows}
     if verifying[settings.rows[-1]]()[0].isnan().any():
         raise ArithmeticError("the target's laws have NaN: its weights are not fit for a measurement")
@@ -279,11 +282,11 @@ def ar_against_copy(pair: Pair, settings: Settings) -> dict[str, float]:
     }
 
 
-def block_times(pair: Pair, kind: str, method: str, structure: str, settings: Settings) -> dict[str, float]:
+def block_times(pair: Pair, method: str, structure: str, settings: Settings) -> dict[str, float]:
     """A block against AR's and against its own bare forwards; outside: the share of it that is neither model's."""
     shape = get_shape(method, structure)
-    draft = Forwards(pair.drafter, shape, settings, kind, previous=True).drafting()
-    verify = Forwards(pair.target, shape, settings, kind).verifying(1 + shape.budget)
+    draft = Forwards(pair, shape, settings, drafter=True).drafting()
+    verify = Forwards(pair, shape, settings, drafter=False).verifying(1 + shape.budget)
     measures = {
         "ar": lambda: block_ms(pair, BASELINE, "0", settings),
         "block": lambda: block_ms(pair, method, structure, settings),

@@ -168,8 +168,8 @@ def test_other_tokens_with_graphs_are_a_failure(gpu, tmp_path, monkeypatch):
     graphs_on_the_cpu(gpu, monkeypatch, "sd")
     real = decode.Decoder.forward
 
-    def wrong(decoder, end, tokens, length, ancestors):
-        (laws,) = real(decoder, end, tokens, length, ancestors)
+    def wrong(decoder, *inputs):
+        (laws,) = real(decoder, *inputs)
         return (laws.flip(-1) if decoder.graphs else laws,)
 
     monkeypatch.setattr(decode.Decoder, "forward", wrong)
@@ -184,10 +184,10 @@ def test_other_tokens_with_graphs_are_a_failure(gpu, tmp_path, monkeypatch):
 def test_a_part_that_fails_leaves_the_others(gpu, tmp_path, monkeypatch):
     real = gpu.check.block_times
 
-    def failing(pair, kind, method, *rest):
+    def failing(pair, method, *rest):
         if method == "spectr":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return real(pair, kind, method, *rest)
+        return real(pair, method, *rest)
 
     monkeypatch.setattr(gpu.check, "block_times", failing)
     code, data = run(gpu, tmp_path, settings_of(gpu, budgets=(6,), drafters={"D": tiny(gpu, 8)}))
@@ -238,7 +238,7 @@ def test_weights_that_give_nan_are_not_measured(gpu):
     with torch.no_grad():
         target.lm_head.weight[3] = float("nan")
     with pytest.raises(ArithmeticError, match="NaN"):
-        gpu.measure.forward_times(target, EAGER, settings_of(gpu))
+        gpu.measure.forward_times(Pair(target, target), settings_of(gpu))
 
 
 def shell(*arguments, **environment):
@@ -272,6 +272,15 @@ def test_a_check_that_is_cut_off_says_where_the_rest_is(tmp_path):
     assert ran.returncode == 1
     assert ran.stderr.splitlines() == [
         "gpu_check: stopped after 530 seconds; what was measured before is in some/folder"
+    ]
+
+
+@pytest.mark.parametrize("seconds", ["0", "soon", "-5", "1.5"])
+def test_a_time_that_is_no_number_is_one_line(seconds):
+    ran = shell("some/folder", seconds, PYTHON=sys.executable)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines() == [
+        f"gpu_check: SECONDS must be a whole number of seconds such as 460, not '{seconds}'"
     ]
 
 

@@ -30,7 +30,8 @@ def one_by_one(rows, vocabulary, depth, slots, batch):
 def test_blocks_get_the_same_numbers_whenever_they_are_drawn(batch, rows, vocabulary, slots):
     source = Randomness(generator(), rows, vocabulary, slots)
     for noise, *expected in one_by_one(sum(rows), vocabulary, len(rows), slots, batch):
-        drafts, *block = source.block(batch)
+        drafts, *block, whole = source.block(batch)
+        assert torch.equal(whole, torch.cat([*drafts, noise[:, :0]], 1))
         for ours, theirs in zip((*drafts, *block), (*noise.split(rows, 1), *expected), strict=True):
             assert ours.shape == theirs.shape
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)  # vector units round the last places their way
@@ -50,7 +51,7 @@ def test_numbers_ahead_are_limited(monkeypatch, vocabulary, draws):
 def test_a_batch_that_has_shrunk_to_one_goes_on_with_the_same_numbers():
     source, own = Randomness(generator(), [1, 1], 64, 2), generator()
     for batch in (3, 2, 1, 1):
-        drafts, last, uniforms = source.block(batch)
+        drafts, last, uniforms, _ = source.block(batch)
         expected = gumbel_noise((batch, 3, 64), own)
         torch.testing.assert_close(torch.cat([*drafts, last.unsqueeze(1)], 1), expected, rtol=0, atol=2e-6)
         assert torch.equal(uniforms, torch.rand(batch, 2, 2, generator=own))

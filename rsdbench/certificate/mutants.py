@@ -137,7 +137,7 @@ def untempered_bonus() -> Iterator[None]:
 @contextmanager
 def rejected_rows_visible() -> Iterator[None]:
     """Behind the accepted path lies a row of a rejected branch, and from the second block on the mask shows it."""
-    move, block, bias = decode.Decoder.move, decode.Decoder.block, lane.attention_bias
+    move, block, bias = decode.Decoder.move, decode.Decoder.block, lane.prefix_bias
 
     def leaving(self: decode.Decoder, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
         level = torch.arange(self.shape.depth + 1)
@@ -145,13 +145,13 @@ def rejected_rows_visible() -> Iterator[None]:
         rows = torch.where(level > accepted.unsqueeze(1), first_nodes, rows)
         return move(self, min(most + 1, self.shape.depth), rows, accepted, length)
 
-    def showing(ancestors: Tensor, length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
-        return bias(ancestors, length + 1, torch.arange(len(steps) + 1), previous, dtype)
+    def showing(length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
+        return bias(length + 1, torch.arange(len(steps) + 1), previous, dtype)
 
     def leaky(self: decode.Decoder, clock: Any) -> None:
         with ExitStack() as stack:
             if any(self.out.blocks):
-                stack.enter_context(patch.object(lane, "attention_bias", showing))
+                stack.enter_context(patch.object(lane, "prefix_bias", showing))
             block(self, clock)
 
     with patch.object(decode.Decoder, "move", leaving), patch.object(decode.Decoder, "block", leaky):

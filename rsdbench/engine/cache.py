@@ -179,18 +179,27 @@ def attention_bias(ancestors: Tensor, length: Tensor, steps: Tensor, previous: T
     steps [end]: the prefix positions to cover; previous []: 1 if the token before the root is seen in its scratch
     column (the drafter's case) rather than in the prefix. Returns [B, 1, rows, 2 + N + end].
     """
-    batch, rows = length.shape[0], ancestors.shape[1]
+    return tree_bias(ancestors, prefix_bias(length, steps, previous, dtype))
+
+
+def prefix_bias(length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
+    """The part of `attention_bias` that all rows of a block share: of [previous, prefix], [B, 1 + end]."""
     length = length.unsqueeze(1)
-    before, prefix = (length > 0) & (previous > 0), steps < length - previous  # [B, 1], [B, end]
-    visible = torch.cat(
-        [
-            before.unsqueeze(1).expand(batch, rows, 1),
-            ancestors.expand(batch, -1, -1),
-            prefix.unsqueeze(1).expand(batch, rows, -1),
-        ],
-        dim=-1,
-    )
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype).unsqueeze(1)
+    visible = torch.cat([(length > 0) & (previous > 0), steps < length - previous], 1)
+    return additive(visible, dtype)
+
+
+def tree_bias(ancestors: Tensor, prefix: Tensor) -> Tensor:
+    """`attention_bias` of rows, from what they see of their tree and the part that all share."""
+    batch, rows = prefix.shape[0], ancestors.shape[1]
+    prefix = prefix.unsqueeze(1).expand(-1, rows, -1)
+    own = additive(ancestors, prefix.dtype).expand(batch, -1, -1)
+    return torch.cat([prefix[:, :, :1], own, prefix[:, :, 1:]], -1).unsqueeze(1)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where something is visible, and the least number of `dtype` elsewhere."""
+    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 def position_limit(model: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -120,7 +120,8 @@ class Decoder:
         rows = noise_rows(self.method.drafting, shape)
         slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
         generator = torch.Generator(self.device).manual_seed(seed)
-        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots)
+        memory = torch.empty if self.graphs is None else partial(self.graphs.memory, "numbers")
+        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots, memory)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
         self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
@@ -128,6 +129,10 @@ class Decoder:
         self.length = torch.tensor(self.lengths, device=self.device)
         last_two = [(p[-2] if len(p) > 1 else 0, p[-1]) for p in prompts]
         self.last_two = torch.tensor(last_two, device=self.device)  # [B, 2]
+        if self.graphs is not None:
+            state = self.graphs.memory("state", 3, torch.long, self.device)
+            state.copy_(torch.cat([self.length, self.last_two[0]]))
+            self.length, self.last_two = state[:1], state[1:].view(1, 2)
 
     def lane(self, model: Any, positions: int, previous: bool, compiled: Forward | None) -> Lane:
         """A lane for these prompts."""
@@ -171,59 +176,70 @@ class Decoder:
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
         shape, end = self.shape, self.end()
-        noise, last_noise, uniforms = self.randomness.block(len(self.alive))
-        tree = DraftTree(*self.phase(self.draft, end, self.last_two, self.length, *noise))
+        last_two, length, last_noise, uniforms, *noise = self.state()
+        tree = DraftTree(*self.phase(self.draft, end, last_two, length, *noise))
         del noise  # of a large vocabulary: the target's forward needs the room
         assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
         clock.mark("draft")
 
-        root = self.last_two[:, 1:]
-        tokens = torch.cat([root, tree.tokens], 1)
-        (tempered,) = self.phase(self.forward, end, tokens, self.length, tree.ancestors)
+        (tempered,) = self.phase(self.forward, end, last_two, tree.tokens, length, tree.ancestors)
         clock.mark("target")
 
-        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, last_noise, root))
+        outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, last_noise, last_two))
         # where it is known in time how many drafts were accepted, deeper rows need not move
         report = outcome.report.tolist() if reading_is_free(self.device) else []
         most = max((accepted for accepted, *_ in report), default=shape.depth)
         clock.mark("verify")
 
-        (self.length,) = self.phase(self.move, most, outcome.rows, outcome.accepted, self.length)
-        self.last_two = outcome.last_two
+        if self.graphs is None:
+            (self.length,), self.last_two = self.move(most, outcome.rows, outcome.accepted, length), outcome.last_two
+        else:
+            self.phase(self.advance, most, outcome.rows, outcome.accepted, outcome.last_two, length, last_two)
+            self.randomness.ahead()  # while the device is at work, the host has time
         self.collect(report or outcome.report.tolist())
         clock.mark("commit")
+
+    def state(self) -> Sequence[Tensor]:
+        """What a block begins with: the last two tokens, lengths, noise for the last token, uniforms, drafts' noise.
+
+        For recordings the noise of all levels is one piece.
+        """
+        numbers = self.randomness.block(len(self.alive))
+        noise = numbers.drafts if self.graphs is None else (numbers.whole,)
+        return self.last_two, self.length, numbers.last, numbers.uniforms, *noise
 
     def end(self) -> int:
         """Prefix positions that this block's forwards read: as many as the longest sequence has, or more."""
         longest = max(self.lengths)
-        if self.graphs is None:
-            return longest
-        caches = [lane.cache for lane in self.lanes]
-        return min(bucket(longest), *(cache.storage[0].shape[4] - cache.scratch for cache in caches))
+        return longest if self.graphs is None else bucket(longest)
 
     def phase(self, function: Callable[..., tuple[Tensor, ...]], static: int, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Call one of the four functions below, or replay its recording for this method and a static argument."""
-        if self.graphs is None:
+        if self.graphs is None or (function == self.draft and self.drafter is None):
             return function(static, *inputs)
         key = (function.__name__, static, self.name, self.shape, self.warp, self.limit)
         return self.graphs.run(partial(function, static), inputs, key)
 
     def draft(self, end: int, last_two: Tensor, length: Tensor, *noise: Tensor) -> DraftTree:
-        """The trees; noise of each level, as in `Numbers`."""
+        """The trees; noise of each level, or in one piece, as `state` gives it."""
         if self.drafter is None:
             return no_tree(self.shape, len(length), self.randomness.vocabulary, self.device)
+        if self.graphs is not None:
+            noise = noise[0].split(self.randomness.rows, 1)
         drafting = self.method.drafting
         return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise, self.steps)
 
-    def forward(self, end: int, tokens: Tensor, length: Tensor, ancestors: Tensor) -> tuple[Tensor]:
+    def forward(self, end: int, last_two: Tensor, tokens: Tensor, length: Tensor, ancestors: Tensor) -> tuple[Tensor]:
         """The target's laws at the root and at every node."""
-        return (self.target.rows(tokens, 0, length, end, ancestors),)
+        tokens = torch.cat([last_two[:, 1:], tokens], 1)
+        return (self.target.rows(tokens, 0, self.target.begin(length, end), ancestors),)
 
     def verify(self, end: int, *inputs: Tensor) -> Outcome:
-        """What is accepted, and the last token; inputs: `DraftTree`, laws, uniforms, noise, root."""
+        """What is accepted, and the last token; inputs: `DraftTree`, laws, uniforms, noise, the last two tokens."""
         fields = len(DraftTree._fields)
-        tree, (tempered, *rest) = DraftTree(*inputs[:fields]), inputs[fields:]
-        return verify(self.shape, tree, tempered, self.method.rule, self.warp, *rest, self.steps)
+        tree, (tempered, uniforms, noise, last_two) = DraftTree(*inputs[:fields]), inputs[fields:]
+        root = last_two[:, 1:]
+        return verify(self.shape, tree, tempered, self.method.rule, self.warp, uniforms, noise, root, self.steps)
 
     def move(self, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
         """Move accepted rows behind the prefix in both caches, and each sequence forward: returns its new length.
@@ -232,6 +248,14 @@ class Decoder:
         """
         move = accept if self.steps is None else self.steps.accept
         return (move([lane.cache for lane in self.lanes], rows[:, : most + 1], accepted, length),)
+
+    def advance(
+        self, most: int, rows: Tensor, accepted: Tensor, new_last_two: Tensor, length: Tensor, last_two: Tensor
+    ) -> tuple[()]:  # fmt: skip
+        """`move`, with the new length and the last two tokens written where the next block's recordings read them."""
+        length.copy_(self.move(most, rows, accepted, length)[0])
+        last_two.copy_(new_last_two)
+        return ()
 
     def collect(self, host: list[list[int]]) -> None:
         """Keep what each sequence may keep of its block, count it, and close the rows of those that have ended."""

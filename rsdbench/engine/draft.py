@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     rows: Tensor | None
 
 
-@lru_cache(maxsize=256)
+@cache
 def places(shape: TreeShape, device: torch.device) -> list[Place]:
     """Of all levels."""
     found = []
@@ -71,14 +71,15 @@ def draft_tree(
     # the token before the root and the root, of which only the root is the level above the first
     tokens, row, level, rows = last_two, -1, root_level(batch, device), lane.two_rows.expand(batch, -1, -1)
     levels, laws, ancestors, whole = [], [], [rows[:, 1:]], None
+    block = lane.begin(length, end)
     for place, own_noise in zip(places(shape, device), noise, strict=True):
         above = level.valid.shape[1]
         if grow is not None:
-            inputs = lane.inputs(tokens, row, length, end, rows)
+            inputs = lane.inputs(tokens, row, block, rows)
             more = Above(own_noise, place.own, level.valid, level.log_prob, level.score)
             log_q, level, rows = grow(inputs, lane.cache.views(batch), more)
         else:
-            log_q = warp.cut(lane.rows(tokens, row, length, end, rows)[:, -above:])
+            log_q = warp.cut(lane.rows(tokens, row, block, rows)[:, -above:])
             level = drafting.expand(level, log_q, own_noise, place.width)
             rows = level_rows(rows[:, -above:], level.parents, place.own) if drawn else place.rows
         if not levels and prod(sizes := (batch, 1 + shape.expanded, log_q.shape[-1])) > PART:
@@ -104,7 +105,7 @@ def draft_tree(
     )
 
 
-@lru_cache(maxsize=64)
+@cache
 def no_tree(shape: TreeShape, batch: int, vocabulary: int, device: torch.device) -> DraftTree:
     """The tree of a method that drafts nothing."""
     none = torch.zeros(batch, 0, dtype=torch.long, device=device)

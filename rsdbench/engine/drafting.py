@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 from operator import mul
 from typing import ClassVar, NamedTuple
@@ -35,7 +35,7 @@ class Level(NamedTuple):
     score: Tensor
 
 
-@lru_cache(maxsize=64)
+@cache
 def root_level(batch: int, device: torch.device) -> Level:
     """The level above the first one: the root, with log-probability and perturbed score 0."""
     zeros = torch.zeros(batch, 1, device=device)
@@ -108,9 +108,13 @@ class Sequences(Drafting):
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
         """One token behind each sequence; all those of the first level have the root's single law."""
-        parents = shared_parents(log_q.shape[0], above.tokens.shape[1], width, log_q.device)
-        tokens = draw(log_q.index_select(1, parents[0]), noise)
-        return Level(tokens, parents, above.valid.gather(1, parents), above.log_prob, above.score)
+        batch, parents_above = above.tokens.shape
+        parents = shared_parents(batch, parents_above, width, log_q.device)
+        if torch.compiler.is_compiling() or parents_above < width:
+            log_q, valid = log_q.index_select(1, parents[0]), above.valid.gather(1, parents)
+        else:
+            valid = above.valid
+        return Level(draw(log_q, noise), parents, valid, above.log_prob, above.score)
 
 
 class Branching(Drafting):
@@ -149,12 +153,12 @@ class StochasticBeam(Drafting):
         _, tokens, valid = top_k(log_q + noise, width)  # [B, W', K]
         own_log_q, own_noise = log_q.gather(-1, tokens), noise.gather(-1, tokens)
         log_prob, score = conditioned_scores(own_log_q, own_noise, above.log_prob, above.score)
-        score = score.masked_fill(~(valid & above.valid.unsqueeze(-1)), float("-inf"))
+        score = torch.where(valid & above.valid.unsqueeze(-1), score, float("-inf"))
         best, index, valid = top_k(score.flatten(1), width)
         # a missing node keeps finite numbers, so that nothing drafted below it is NaN
-        log_prob = log_prob.flatten(1).gather(1, index).masked_fill(~valid, 0.0)
+        log_prob = torch.where(valid, log_prob.flatten(1).gather(1, index), 0.0)
         tokens = tokens.flatten(1).gather(1, index)
-        return Level(tokens, index // width, valid, log_prob, best.masked_fill(~valid, 0.0))
+        return Level(tokens, index // width, valid, log_prob, torch.where(valid, best, 0.0))
 
 
 def shared_parents(batch: int, above: int, width: int, device: torch.device) -> Tensor:
@@ -164,7 +168,7 @@ def shared_parents(batch: int, above: int, width: int, device: torch.device) -> 
     return known_parents(batch, above, width, device)
 
 
-@lru_cache(maxsize=256)
+@cache
 def known_parents(batch: int, above: int, width: int, device: torch.device) -> Tensor:
     """`shared_parents`, kept."""
     return torch.arange(above, device=device).repeat_interleave(width // above).expand(batch, -1)

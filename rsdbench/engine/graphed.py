@@ -2,13 +2,15 @@
 
 At batch 1 a GPU waits for Python: a drafter's forward is hundreds of kernels of microseconds each. A graph has static
 shapes and static memory, so the keys and values of a single sequence live in a storage that stays, and forwards read
-it up to a multiple of `BUCKET` positions. Batches of several sequences, which shrink as sequences end, run without.
+it up to a multiple of `BUCKET` positions. One recording reads where another has written: nothing is copied between
+them. Batches of several sequences, which shrink as sequences end, run without.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,61 +21,87 @@ WARM_UPS = 3  # calls before recording: libraries make their workspaces in the f
 Function = Callable[..., tuple[Tensor, ...]]
 
 
+class Recording(NamedTuple):
+    """A function whose inputs and outputs lie where they lay when it was recorded.
+
+    function: kept for the tensors that it reads beside its inputs, of which a graph knows the addresses only.
+    """
+
+    function: Function
+    inputs: list[Tensor]
+    outputs: tuple[Tensor, ...]
+    replay: Callable[[], None]
+
+
 class Graphs:
-    """Recordings of functions of tensors, and the storages that they read and write."""
+    """Recordings of functions of tensors, and the memory that they read and write."""
 
     def __init__(self) -> None:
-        self.replays: OrderedDict[object, tuple[Function, Function]] = OrderedDict()
-        self.storages: dict[object, Tensor] = {}
+        self.recordings: OrderedDict[object, Recording] = OrderedDict()
+        self.memories: dict[object, Tensor] = {}
 
     def run(self, function: Function, inputs: Sequence[Tensor], key: object) -> tuple[Tensor, ...]:
         """Replay a function; it is recorded when its key or shapes are new.
 
-        The function may read other tensors, if they are always the same for a key. What is returned is the caller's:
-        the next replay does not change it.
+        The function may read other tensors, if they are always the same for a key, and write to its inputs. Inputs in
+        memory that stays (an output of another recording, or what `memory` gave) are read where they are; others are
+        copied. What is returned is overwritten by the next replay.
         """
-        whole = key, tuple((x.shape, x.dtype) for x in inputs)
-        if whole not in self.replays:
-            # a graph knows addresses only: the function is kept for the tensors that it reads
-            self.replays[whole] = function, record(function, inputs)
-            if len(self.replays) > KEPT:
-                self.replays.popitem(last=False)
-        self.replays.move_to_end(whole)
-        return self.replays[whole][1](*inputs)
+        whole = key, tuple((x.shape, x.stride(), x.dtype) for x in inputs)
+        if whole not in self.recordings:
+            stay = {x.untyped_storage().data_ptr() for own in self.recordings.values() for x in own.outputs}
+            stay |= {x.untyped_storage().data_ptr() for x in self.memories.values()}
+            static = [x if x.untyped_storage().data_ptr() in stay else x.clone() for x in inputs]
+            before = [x.clone() for x in static]
+            self.recordings[whole] = Recording(function, static, *record(function, static))
+            for own, value in zip(static, before, strict=True):
+                own.copy_(value)  # to record, a function is called several times, and may write to its inputs
+            if len(self.recordings) > KEPT:
+                self.recordings.popitem(last=False)
+        recording = self.recordings[whole]
+        self.recordings.move_to_end(whole)
+        for own, new in zip(recording.inputs, inputs, strict=True):
+            if own.data_ptr() != new.data_ptr():
+                own.copy_(new)
+        recording.replay()
+        return recording.outputs
+
+    def memory(self, owner: object, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory [count] that stays where it is as long as it is large enough. A larger one ends all recordings."""
+        return self.at_least(owner, (count,), 0, dtype, device)[:count]
 
     def storage(self, owner: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Storage [layers, 2, 1, H, columns, D] of a model: always the same memory, as long as it is large enough.
+        """Storage [layers, 2, 1, H, columns, D] of a model, in memory that stays.
 
         It may have more columns than asked for. What an earlier decoding has left in it is hidden by the mask, and
-        finite. A larger one ends all recordings.
+        finite.
         """
-        kept = self.storages.get(owner)
-        if kept is None or kept.shape[4] < shape[4]:
-            self.storages[owner] = torch.zeros(shape, dtype=dtype, device=device)
-            self.replays.clear()
-        return self.storages[owner]
+        return self.at_least(owner, shape, 4, dtype, device)
+
+    def at_least(
+        self, owner: object, shape: tuple[int, ...], growing: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:  # fmt: skip
+        """What an owner has, of a shape, of whose dimension `growing` there may be more; new if it was too small."""
+        kept = self.memories.get(owner)
+        if kept is None or kept.shape[growing] < shape[growing]:
+            self.memories[owner] = torch.zeros(shape, dtype=dtype, device=device)
+            self.recordings.clear()
+        return self.memories[owner]
 
 
-def record(function: Function, inputs: Sequence[Tensor]) -> Function:
-    """Record a function on a GPU, with copies of its inputs as its static ones."""
-    static = [x.clone() for x in inputs]
-    with torch.cuda.device(static[0].device):
+def record(function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+    """Record a function on a GPU: its outputs, and what computes them anew from the inputs as they then are."""
+    with torch.cuda.device(inputs[0].device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                function(*static)
+                function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = function(*static)
-
-    def replay(*inputs: Tensor) -> tuple[Tensor, ...]:
-        torch._foreach_copy_(static, inputs)
-        graph.replay()
-        return tuple(x.clone() for x in outputs)
-
-    return replay
+            outputs = tuple(function(*inputs))
+    return outputs, graph.replay
 
 
 def bucket(positions: int) -> int:

@@ -19,6 +19,7 @@ from rsdbench.engine.graphed import Graphs
 from rsdbench.engine.loading import Source, find_source, load_model, load_tokenizer
 from rsdbench.engine.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
 from rsdbench.engine.prefixes import Prefixes
+from rsdbench.engine.projections import join_projections
 from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
@@ -60,8 +61,9 @@ class Pair:
 
     @property
     def can_compile(self) -> bool:
-        """Whether both models are on a CPU with plain weights, and there is a compiler."""
-        return compiler_at_hand() and self.devices == [CPU] and self.quantization is None
+        """Whether both models are on one GPU, or on a CPU with a compiler at hand, and their weights are plain."""
+        one_gpu = len(self.devices) == 1 and self.device.type == "cuda"
+        return (one_gpu or (self.devices == [CPU] and compiler_at_hand())) and self.quantization is None
 
     @property
     def forward(self) -> str:
@@ -74,10 +76,12 @@ class Pair:
         """On a CPU, compile both models' forwards, or take what an earlier process has compiled; on a GPU, use graphs.
 
         Raises:
-            UsageError: the models are not both on one of these, or quantised; otherwise as in `ahead.library`.
+            UsageError: the models are not both on one of these, or quantised on a CPU; otherwise as in `ahead.library`.
         """
         if len(self.devices) == 1 and self.device.type == "cuda":
             self.graphs = Graphs()
+            for model in (self.target, self.drafter):
+                join_projections(model)
             return
         if self.devices != [CPU]:
             named = " and ".join(sorted(self.devices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,15 @@ AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random
 
 
 class Numbers(NamedTuple):
-    """Of one block: noise of each level [B, rows, V], noise for the last token [B, V], uniforms [B, L, slots]."""
+    """Of one block: noise of each level [B, rows, V], noise for the last token [B, V], uniforms [B, L, slots].
+
+    whole: noise of all levels in one piece, [B, all rows, V].
+    """
 
     drafts: tuple[Tensor, ...]
     last: Tensor
     uniforms: Tensor
+    whole: Tensor
 
 
 class Randomness:
@@ -28,9 +33,13 @@ class Randomness:
     memory that stays. They are the same numbers: on a CPU a generator gives them one by one.
     """
 
-    def __init__(self, generator: torch.Generator, rows: list[int], vocabulary: int, slots: int) -> None:
-        """rows: of noise, for each level of the tree."""
+    def __init__(
+        self, generator: torch.Generator, rows: list[int], vocabulary: int, slots: int,
+        allocate: Callable[..., Tensor] = torch.empty,
+    ) -> None:  # fmt: skip
+        """rows: of noise, for each level of the tree; allocate: gives the memory for a single sequence's numbers."""
         self.generator, self.rows, self.vocabulary, self.slots = generator, rows, vocabulary, slots
+        self.allocate = allocate
         self.noise = (sum(rows) + 1) * vocabulary  # of a block, for drafts and the last token
         self.lines: Tensor | None = None  # [blocks, numbers]: each block's noise, then its uniforms
         self.own: list[Numbers] = []  # views of them, of each block
@@ -39,8 +48,7 @@ class Randomness:
     def block(self, batch: int) -> Numbers:
         """The numbers of the next block; those of a single sequence are overwritten some blocks later."""
         if batch == 1:
-            if self.used == len(self.own):
-                self.refill()
+            self.ahead()
             self.used += 1
             return self.own[self.used - 1]
         noise = gumbel_noise((batch, sum(self.rows) + 1, self.vocabulary), self.generator)
@@ -48,12 +56,18 @@ class Randomness:
         numbers = self.apart(noise, uniforms)
         return numbers._replace(last=numbers.last.clone())  # a copy, so that the rest can go when it is used up
 
+    def ahead(self) -> None:
+        """Draw what the next block of a single sequence takes, if it is not there yet."""
+        if self.used == len(self.own):
+            self.refill()
+
     def refill(self) -> None:
         """Draw the numbers of the next blocks of a single sequence."""
         if self.lines is None:
             numbers = self.noise + len(self.rows) * self.slots
             blocks = max(1, min(AHEAD, NUMBERS // numbers))
-            self.lines = torch.empty(blocks, numbers, device=self.generator.device)
+            lines = self.allocate(blocks * numbers, dtype=torch.float32, device=self.generator.device)
+            self.lines = lines.view(blocks, numbers)
             noise = self.lines[:, : self.noise].unflatten(1, (-1, self.vocabulary))
             uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
             self.own = [self.apart(*own) for own in zip(noise.split(1), uniforms.split(1), strict=True)]
@@ -64,4 +78,4 @@ class Randomness:
     def apart(self, noise: Tensor, uniforms: Tensor) -> Numbers:
         """Views of noise [B, all rows, V], that for the last token last, and of uniforms."""
         *drafts, last = noise.split([*self.rows, 1], 1)
-        return Numbers(tuple(drafts), last[:, 0], uniforms)
+        return Numbers(tuple(drafts), last[:, 0], uniforms, noise[:, :-1])

@@ -1,9 +1,12 @@
-"""The shape of a draft tree, which is static for a structure, and the tree that one block drafts."""
+"""The shape of a draft tree, which is static for a structure, and the tree that one block drafts.
+
+What is computed from a shape is small and kept for good: a CUDA graph knows its address.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -73,7 +76,7 @@ class DraftTree(NamedTuple):
     ancestors: Tensor
 
 
-@lru_cache(maxsize=256)
+@cache
 def node_depths(shape: TreeShape, device: torch.device) -> Tensor:
     """Depth of the token before the root, of the root and of each node, [2 + N]."""
     return torch.tensor([-1, 0, *(d for d, width in enumerate(shape.widths, 1) for _ in range(width))], device=device)
@@ -85,20 +88,26 @@ def row_depths(shape: TreeShape, row: int, count: int, device: torch.device) -> 
     return node_depths(shape, device)[1 + row : 1 + row + count]
 
 
-@lru_cache(maxsize=256)
+@cache
+def row_levels(shape: TreeShape, device: torch.device) -> Tensor:
+    """Depth of the root and of each expanded node, [1 + E]."""
+    return node_depths(shape, device)[1 : 2 + shape.expanded].clamp(max=max(0, shape.depth - 1))
+
+
+@cache
 def parent_starts(shape: TreeShape, device: torch.device) -> Tensor:
     """First node of the level above each node, [N], -1 for the root."""
     starts = zip((-1, *shape.starts), shape.widths, strict=False)
     return torch.tensor([start for start, width in starts for _ in range(width)], device=device, dtype=torch.long)
 
 
-@lru_cache(maxsize=256)
+@cache
 def fixed_parents(shape: TreeShape, batch: int, device: torch.device) -> Tensor:
     """Parents of a shape whose draws do not decide them, [B, N]."""
     return torch.tensor([shape.parents] * batch, device=device, dtype=torch.long)
 
 
-@lru_cache(maxsize=256)
+@cache
 def fixed_ancestors(shape: TreeShape, device: torch.device) -> Tensor:
     """Ancestors of a shape whose draws do not decide them, [1, 1 + N, 1 + N] bool."""
     ancestors = torch.eye(1 + shape.budget, dtype=torch.bool)
@@ -107,7 +116,7 @@ def fixed_ancestors(shape: TreeShape, device: torch.device) -> Tensor:
     return ancestors.to(device).unsqueeze(0)
 
 
-@lru_cache(maxsize=256)
+@cache
 def own_rows(shape: TreeShape, depth: int, device: torch.device) -> Tensor:
     """What the rows of a level see of themselves alone, [1, width, 1 + N] bool; depth 0 is the root."""
     rows = slice(0, 1) if depth == 0 else slice(shape.level(depth).start + 1, shape.level(depth).stop + 1)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from rsdbench.engine import walk
 from rsdbench.engine.compiled_steps import Steps
-from rsdbench.engine.tree import DraftTree, TreeShape
+from rsdbench.engine.judge import Verdicts, follow, judge
+from rsdbench.engine.tree import DraftTree, TreeShape, node_depths, row_levels
 from rsdbench.engine.walk import Drafts, Outcome
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
-start = lru_cache(maxsize=64)(walk.start)
+kept_start = lru_cache(maxsize=64)(walk.start)
 
 
 def verify(
@@ -28,16 +29,30 @@ def verify(
     rule.
     """
     drafts = Drafts(tempered, tree.laws, tree.tokens, tree.parents, tree.valid)
+    free = reading_is_free(tempered.device)
     if compiled is not None:
         outcome = compiled.verify(drafts, walk.slots_of(max(shape.fanouts, default=1)), uniforms, noise, root)
         if outcome is not None:
             return outcome
+    if shape.depth and len(tempered) == 1 and not free:
+        state = follow(drafts, verdicts(shape, tree, drafts, rule, warp, uniforms), shape.depth)
+        return walk.finish(warp, tempered, root, noise, state)
+    start = kept_start if free else walk.start
     state = start(len(tempered), shape.budget, shape.depth, tempered.shape[-1], tempered.device)
     for depth, fanout in enumerate(shape.fanouts):
         state = walk.descend(rule, warp, drafts, uniforms[:, depth, :fanout], state)
-        if reading_is_free(tempered.device) and not state.going.any():
+        if free and not state.going.any():
             break
     return walk.finish(warp, tempered, root, noise, state)
+
+
+def verdicts(
+    shape: TreeShape, tree: DraftTree, drafts: Drafts, rule: Rule, warp: Warp, uniforms: Tensor
+) -> Verdicts:  # fmt: skip
+    """`judge` of a tree; arguments as in `verify`."""
+    device = uniforms.device
+    of_row = uniforms.index_select(1, row_levels(shape, device))[:, :, : max(shape.fanouts)]
+    return judge(rule, warp, drafts, of_row, tree.ancestors, node_depths(shape, device)[1:])
 
 
 def reading_is_free(device: torch.device) -> bool:

@@ -77,7 +77,7 @@ def free_memory() -> None:
 
 def prepared(pair: Pair, compile: str | bool) -> Pair:
     """A pair, compiled if it is to be."""
-    if compile == "auto" and pair.can_compile:  # CUDA graphs are for those who ask
+    if compile == "auto" and pair.can_compile:
         with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
             pair.compile()
     elif compile is True:

@@ -29,6 +29,7 @@ def recursive_rejection(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -
         ratio = torch.where(some, r_x / d_x.clamp(min=tiny), r_x > 0)
         accept.append(ratio.clamp(max=1) * here)
         r = torch.where(here & some, rest / mass.clamp(min=tiny), r)
-        others = torch.where(words == x.int(), 0.0, d)
-        d = torch.where(here, others / others.sum(-1, keepdim=True).clamp(min=tiny), d)
+        if j + 1 < drafts.shape[1]:
+            others = torch.where(words == x.int(), 0.0, d)
+            d = torch.where(here, others / others.sum(-1, keepdim=True).clamp(min=tiny), d)
     return Verdict(torch.cat(accept, 1) if accept else p.new_zeros(drafts.shape), r)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LONG, PARTS = 2**14, 32  # scores of a row in which an accelerator looks for the largest in parts, and how many parts
+
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """I.i.d. standard Gumbel variables, float32, on the generator's device."""
@@ -35,13 +37,28 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Where fewer than k scores are above -inf, the missing places have valid = False and index 0.
     """
-    values, indices = scores.topk(min(k, scores.shape[-1]), dim=-1, sorted=True)
+    count = min(k, scores.shape[-1])
+    in_parts = scores.device.type != "cpu" and scores.shape[-1] >= max(LONG, PARTS * k)
+    values, indices = largest_in_parts(scores, count) if in_parts else scores.topk(count, dim=-1, sorted=True)
     missing = k - values.shape[-1]
     if missing:
         values = torch.nn.functional.pad(values, (0, missing), value=float("-inf"))
         indices = torch.nn.functional.pad(indices, (0, missing))
     valid = values > float("-inf")
     return values, indices * valid, valid
+
+
+def largest_in_parts(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`topk` of rows in two steps, the first one for all of `PARTS` parts of a row side by side.
+
+    What is left of a row when fewer than k scores are above -inf has any index.
+    """
+    whole = torch.nn.functional.pad(scores, (0, -scores.shape[-1] % PARTS), value=float("-inf"))
+    parts = whole.unflatten(-1, (PARTS, -1))
+    values, indices = parts.topk(k, dim=-1, sorted=False)  # [..., PARTS, k]
+    indices = indices + parts.shape[-1] * torch.arange(PARTS, device=scores.device).unsqueeze(-1)
+    values, best = values.flatten(-2).topk(k, dim=-1, sorted=True)
+    return values, indices.flatten(-2).gather(-1, best)
 
 
 def conditioned_scores(log_q: Tensor, noise: Tensor, log_prob: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
