@@ -64,7 +64,7 @@ class Settings:
     small: OPTConfig = field(default_factory=lambda: SMALL)
     budgets: tuple[int, ...] = (6, 10, 14, 21, 30)
     prompt: int = 100
-    new_tokens: int = 12
+    new_tokens: int = 8
     compared_tokens: int = 32
     rounds: int = 3
     calls: int = 5

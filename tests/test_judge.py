@@ -24,12 +24,19 @@ def decoded(pair, method, structure, warp, seed):
     return out.tokens, out.blocks, out.accepted_by_depth
 
 
-@pytest.mark.parametrize("kind", ["opt", "mixed"])
-@pytest.mark.parametrize("warp", [(1.0, 1.0), (0.3, 0.9), (0.0, 1.0)])
-def test_every_structure_gives_the_walks_tokens(pairs, monkeypatch, kind, warp):
+@pytest.mark.parametrize(
+    ("kind", "warp", "budgets"),
+    [
+        ("opt", (1.0, 1.0), (6, 14, 30)),
+        ("opt", (0.3, 0.9), (6,)),
+        ("opt", (0.0, 1.0), (6,)),
+        ("mixed", (1.0, 1.0), (6,)),
+    ],
+)
+def test_every_structure_gives_the_walks_tokens(pairs, monkeypatch, kind, warp, budgets):
     real, calls = verify.judge, []
     monkeypatch.setattr(verify, "judge", lambda *inputs: calls.append(1) or real(*inputs))
-    for seed, (method, structure, _) in enumerate(all_structures()):
+    for seed, (method, structure, _) in enumerate(all_structures(budgets)):
         expected = decoded(pairs[kind], method, structure, warp, seed)
         assert not calls
         with monkeypatch.context() as patch:

@@ -98,8 +98,12 @@ class TreeCache(Cache):
         """Write [B, H, rows, D] into one layer; returns its keys and values [B, H, read, D]."""
         own = self.own[layer][:, : keys.shape[0]]
         rows = slice(self.start, self.start + keys.shape[2])
-        own[0, :, :, rows] = keys
-        own[1, :, :, rows] = values
+        both = side_by_side(keys, values)
+        if both is None:
+            own[0, :, :, rows] = keys
+            own[1, :, :, rows] = values
+        else:
+            own[:, :, :, rows] = both
         own = own[:, :, :, self.read]
         return own[0], own[1]
 
@@ -139,6 +143,14 @@ class TreeCache(Cache):
         if sources:
             for storage in self.storage:
                 storage[:, :, targets] = storage[:, :, sources]
+
+
+def side_by_side(a: Tensor, b: Tensor) -> Tensor | None:
+    """Both as one view [2, ...], if they lie one behind the other in one memory: then one copy does for two."""
+    behind = b.storage_offset() - a.storage_offset()
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or a.stride() != b.stride() or behind <= 0:
+        return None
+    return a.as_strided((2, *a.shape), (behind, *a.stride()), a.storage_offset())
 
 
 def accept(caches: Sequence[TreeCache], rows: Tensor, accepted: Tensor, length: Tensor) -> Tensor:
