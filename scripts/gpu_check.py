@@ -186,7 +186,8 @@ def main() -> int:
         return 2
     quiet_libraries()
     settings = Settings(torch.device("cuda", torch.cuda.current_device()), seconds=args.seconds)
-    report = Report(args.out_dir / file_name(settings.device), origin(settings, sys.argv))
+    argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    report = Report(args.out_dir / file_name(settings.device), origin(settings, argv))
     check(report, settings)
     return report.finish()
 

@@ -5,7 +5,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rsdbench
-from rsdbench.engine import decode, graphed, verify
+from rsdbench.engine import decode, draft, drafting, graphed, lane, tree, verify
 from rsdbench.engine.graphed import Graphs, bucket
 
 from .conftest import all_structures, make_pair
@@ -116,6 +116,58 @@ def test_the_stand_in_sees_what_is_not_an_input(recorded):
     assert graphs.run(function, [torch.zeros(())], "key")[0] == 1
     number = torch.full((), 2.0)
     assert graphs.run(function, [torch.zeros(())], "key")[0] == 1
+
+
+def test_a_recording_reads_where_another_writes(recorded, monkeypatch):
+    copies, real = [], torch.Tensor.copy_
+    graphs, x = Graphs(), torch.tensor([1.0])
+    for value in (1.0, 5.0):
+        x = torch.tensor([value])
+        monkeypatch.setattr(torch.Tensor, "copy_", lambda own, new: copies.append(own.shape) or real(own, new))
+        copies.clear()
+        (double,) = graphs.run(lambda x: (2 * x,), [x], "double")
+        (more,) = graphs.run(lambda double, x: (double + x,), [double, x], "more")
+        monkeypatch.setattr(torch.Tensor, "copy_", real)
+        assert (double.item(), more.item()) == (2 * value, 3 * value)
+    # x into the input of either, and the stand-in's two results: not the double
+    assert len(copies) == 4
+
+
+def test_inputs_in_memory_that_stays_are_written_once_a_replay(recorded):
+    """Recording calls a function several times, and none of these may be seen."""
+    graphs = Graphs()
+    state = graphs.memory("state", 3, torch.long, torch.device("cpu"))
+    assert graphs.memory("state", 2, torch.long, torch.device("cpu")).data_ptr() == state.data_ptr()
+
+    def advance(x):
+        x += 1
+        return ()
+
+    for steps in range(1, 4):
+        graphs.run(advance, [state], "advance")
+        assert state.tolist() == [steps] * 3
+    assert len(recorded) == 1
+    graphs.memory("state", 4, torch.long, torch.device("cpu"))
+    assert not graphs.recordings, "they know where the smaller one lay"
+
+
+@pytest.mark.parametrize("module", [draft, drafting, tree])
+def test_what_recordings_read_is_kept_for_good(module):
+    """A graph knows addresses: a table that is dropped, and made anew elsewhere, would leave it with other numbers."""
+    kept = [f for f in vars(module).values() if hasattr(f, "cache_info") and f.__module__ == module.__name__]
+    assert kept
+    dropped = {f.__name__ for f in kept if f.cache_info().maxsize is not None}
+    assert dropped <= {"row_depths"}, "which gives views of node_depths"
+
+
+def test_numbers_of_rows_lie_in_one_place_however_many_were_asked_for():
+    device = torch.device("cpu")
+    first = lane.row_numbers(3, 5, device)
+    for end in range(2000):  # more than the cache holds
+        lane.row_numbers(0, end, device)
+    again = lane.row_numbers(3, 5, device)
+    assert again.tolist() == [3, 4, 5, 6, 7]
+    assert again.data_ptr() == first.data_ptr()
 
 
 def test_models_on_different_devices_cannot_be_compiled():
