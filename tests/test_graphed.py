@@ -78,6 +78,16 @@ def test_a_longer_prompt_gets_a_larger_storage_and_new_recordings(recorded, monk
     assert bucket(17) == 32
 
 
+def test_no_numbers_are_used_twice_when_a_sequence_grows_out_of_a_recording(recorded, monkeypatch):
+    """New recordings in the middle: what they read must not be where the numbers of a later block lie."""
+    monkeypatch.setattr(graphed, "BUCKET", 16)
+    pair, plain = make_pair("opt"), make_pair("opt")
+    pair.graphs = Graphs()
+    ours, theirs = (decoded(p, PROMPT, "ar", "0", 52) for p in (pair, plain))
+    assert ours == theirs
+    assert len(recorded) > 3 * 2
+
+
 def test_another_temperature_is_another_recording(recorded):
     pair, plain = make_pair("opt"), make_pair("opt")
     pair.graphs = Graphs()

@@ -120,7 +120,7 @@ class Decoder:
         rows = noise_rows(self.method.drafting, shape)
         slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
         generator = torch.Generator(self.device).manual_seed(seed)
-        memory = torch.empty if self.graphs is None else partial(self.graphs.memory, "numbers")
+        memory = None if self.graphs is None else partial(self.graphs.memory, "numbers")
         self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots, memory)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
@@ -214,7 +214,7 @@ class Decoder:
         return longest if self.graphs is None else bucket(longest)
 
     def phase(self, function: Callable[..., tuple[Tensor, ...]], static: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Call one of the four functions below, or replay its recording for this method and a static argument."""
+        """Call one of the functions below, or replay its recording for this method and a static argument."""
         if self.graphs is None or (function == self.draft and self.drafter is None):
             return function(static, *inputs)
         key = (function.__name__, static, self.name, self.shape, self.warp, self.limit)

@@ -44,8 +44,8 @@ class Graphs:
         """Replay a function; it is recorded when its key or shapes are new.
 
         The function may read other tensors, if they are always the same for a key, and write to its inputs. Inputs in
-        memory that stays (an output of another recording, or what `memory` gave) are read where they are; others are
-        copied. What is returned is overwritten by the next replay.
+        memory that stays (an output of another recording, or what `memory` gave) are read where they are, and what lies
+        elsewhere in a later call is copied there. What is returned is overwritten by the next replay.
         """
         whole = key, tuple((x.shape, x.stride(), x.dtype) for x in inputs)
         if whole not in self.recordings:

@@ -35,11 +35,15 @@ class Randomness:
 
     def __init__(
         self, generator: torch.Generator, rows: list[int], vocabulary: int, slots: int,
-        allocate: Callable[..., Tensor] = torch.empty,
+        memory: Callable[..., Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """rows: of noise, for each level of the tree; allocate: gives the memory for a single sequence's numbers."""
+        """rows: of noise, for each level of the tree.
+
+        memory: gives what a single sequence's numbers lie in, if that is to be the same for each block: then they are
+        drawn for one block at a time.
+        """
         self.generator, self.rows, self.vocabulary, self.slots = generator, rows, vocabulary, slots
-        self.allocate = allocate
+        self.memory = memory
         self.noise = (sum(rows) + 1) * vocabulary  # of a block, for drafts and the last token
         self.lines: Tensor | None = None  # [blocks, numbers]: each block's noise, then its uniforms
         self.own: list[Numbers] = []  # views of them, of each block
@@ -65,8 +69,9 @@ class Randomness:
         """Draw the numbers of the next blocks of a single sequence."""
         if self.lines is None:
             numbers = self.noise + len(self.rows) * self.slots
-            blocks = max(1, min(AHEAD, NUMBERS // numbers))
-            lines = self.allocate(blocks * numbers, dtype=torch.float32, device=self.generator.device)
+            blocks = max(1, min(AHEAD, NUMBERS // numbers)) if self.memory is None else 1
+            make = self.memory or torch.empty
+            lines = make(blocks * numbers, dtype=torch.float32, device=self.generator.device)
             self.lines = lines.view(blocks, numbers)
             noise = self.lines[:, : self.noise].unflatten(1, (-1, self.vocabulary))
             uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
