@@ -200,7 +200,7 @@ def block_ms(pair: Pair, method: str, structure: str, settings: Settings) -> flo
 
 
 def pairs_of(target: Any, drafter: Any, forwards: tuple[str, ...]) -> dict[str, Pair]:
-    """A pair for each way to run the models."""
+    """A pair for each way to run the models; what compiling does to the models themselves holds for all of them."""
     pairs = {kind: Pair(target, drafter) for kind in forwards}
     if GRAPHED in pairs:
         pairs[GRAPHED].compile()

@@ -273,6 +273,10 @@ def test_a_check_that_is_cut_off_says_where_the_rest_is(tmp_path):
     ]
 
 
+def test_the_shell_and_the_script_have_the_same_time(gpu):
+    assert f'seconds="${{2:-{gpu.measure.Settings.seconds:.0f}}}"' in (SCRIPTS / "gpu_check.sh").read_text()
+
+
 @pytest.mark.parametrize("seconds", ["0", "soon", "-5", "1.5"])
 def test_a_time_that_is_no_number_is_one_line(seconds):
     ran = shell("some/folder", seconds, PYTHON=sys.executable)

@@ -180,6 +180,23 @@ def test_numbers_of_rows_lie_in_one_place_however_many_were_asked_for():
     assert again.data_ptr() == first.data_ptr()
 
 
+def test_only_recordings_attend_by_cudnn(recorded, monkeypatch):
+    """Its plans are made anew for each length, and only recordings see the same lengths again."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with lane.attention(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    calls, real = [], lane.attention
+    monkeypatch.setattr(lane, "attention", lambda device: calls.append(device) or real(device))
+    pair = make_pair("opt")
+    out = rsdbench.generate(pair, [PROMPT], "sd", "6", 6)
+    assert len(calls) == 2 + 7 * out.blocks[0], "two prefills, and of each block six levels and the target"
+    calls.clear()
+    pair.graphs = Graphs()
+    rsdbench.generate(pair, [PROMPT], "sd", "6", 6)
+    assert len(calls) == 2, "the prefills"
+
+
 def test_models_on_different_devices_cannot_be_compiled():
     pair = make_pair("opt")
     pair.target = pair.target.to("meta")

@@ -53,7 +53,7 @@ def test_equal_sequences_are_judged_together():
     tokens = torch.tensor([[7, 3, 7, 1, 2, 4]])  # levels (7, 3, 7) and (1, 2, 4): paths 7-1, 3-2, 7-4
     parents = torch.tensor([shape.parents])
     ancestors, depths = fixed_ancestors(shape, CPU), node_depths(shape, CPU)[1:]
-    same = same_prefix(tokens, ancestors, depths)[0]
+    same = same_prefix(tokens, ancestors, depths, shape.depth)[0]
     expected = torch.eye(7, dtype=torch.bool)
     expected[1, 3] = expected[3, 1] = True
     assert torch.equal(same, expected)
@@ -66,7 +66,7 @@ def test_equal_sequences_are_judged_together():
         numbers.append(present.sum(1).tolist())
         return rule(p, q, drafts, present)
 
-    below = judge(counting, Warp(1.0), drafts, torch.zeros(1, 4, 3), ancestors, depths).below
+    below = judge(counting, Warp(1.0), drafts, torch.zeros(1, 4, 3), ancestors, depths, shape.depth).below
     assert numbers == [[3, 2, 1, 2]], "drafts below the root and below each node of the first level"
     assert below.tolist() == [[1, 4, 5, 4]], "the first candidate, which may be another sequence's"
 
@@ -77,9 +77,8 @@ def test_a_draft_that_is_not_there_is_never_accepted():
     valid = torch.tensor([[False, True, False, False, False, False]])
     laws = torch.full((1, 7, 8), 1 / 8).log()
     drafts = Drafts(laws, laws[:, :3], tokens, parents, valid)
-    found = judge(
-        k_seq, Warp(1.0), drafts, torch.zeros(1, 3, 2), fixed_ancestors(shape, CPU), node_depths(shape, CPU)[1:]
-    )
+    ancestors, depths = fixed_ancestors(shape, CPU), node_depths(shape, CPU)[1:]
+    found = judge(k_seq, Warp(1.0), drafts, torch.zeros(1, 3, 2), ancestors, depths, shape.depth)
     assert found.below.tolist() == [[2, 0, 0]]
     torch.testing.assert_close(found.residual[:, 1:], laws[:, 1:3].exp())
 

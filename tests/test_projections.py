@@ -100,3 +100,12 @@ def test_what_cannot_be_joined_stays():
     model.model.decoder.layers[1].self_attn.v_proj._hf_hook = object()  # as accelerate's, of a layer that is lent
     join_projections(model)
     assert not parts(model)
+
+
+def test_quantised_layers_stay():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = make_pair("opt").target
+    quantize_(model, Int8WeightOnlyConfig())
+    join_projections(model)
+    assert not parts(model)

@@ -29,15 +29,15 @@ class Verdicts(NamedTuple):
 
 
 def judge(
-    rule: Rule, warp: Warp, drafts: Drafts, uniforms: Tensor, ancestors: Tensor, depths: Tensor
+    rule: Rule, warp: Warp, drafts: Drafts, uniforms: Tensor, ancestors: Tensor, depths: Tensor, depth: int
 ) -> Verdicts:  # fmt: skip
     """What would be accepted below each row, were it reached.
 
     uniforms [B, R, k], of each row, for as many drafts as can meet below a node, or more; ancestors, as in `DraftTree`;
-    depths [1 + N], of each row.
+    depths [1 + N], of each row, at most `depth`.
     """
     batch, rows, slots = uniforms.shape
-    same = same_prefix(drafts.tokens, ancestors, depths)[:, :rows]  # [B, R, 1 + N]
+    same = same_prefix(drafts.tokens, ancestors, depths, depth)[:, :rows]  # [B, R, 1 + N]
     candidates = same.gather(2, (drafts.parents + 1).unsqueeze(1).expand(-1, rows, -1)) & drafts.valid.unsqueeze(1)
     nodes, present = first_true(candidates.flatten(0, 1), slots)  # [B R, k]
     tokens = drafts.tokens.unsqueeze(1).expand(-1, rows, -1).flatten(0, 1).gather(1, nodes)
@@ -48,11 +48,11 @@ def judge(
     return Verdicts(below.view(batch, rows), verdict.residual.view(batch, rows, -1))
 
 
-def same_prefix(tokens: Tensor, ancestors: Tensor, depths: Tensor) -> Tensor:
-    """Which rows stand for the same tokens, from the root on: [B, 1 + N, 1 + N] bool."""
+def same_prefix(tokens: Tensor, ancestors: Tensor, depths: Tensor, depth: int) -> Tensor:
+    """Which rows stand for the same tokens, from the root on: [B, 1 + N, 1 + N] bool; depths as in `judge`."""
     words = torch.nn.functional.pad(tokens + 1, (1, 0))  # none is 0
-    levels = torch.arange(tokens.shape[1] + 1, device=tokens.device)  # as many as there can be
-    seen = ancestors.unsqueeze(2) & (depths == levels.unsqueeze(1))  # [B, 1 + N, levels, 1 + N]
+    levels = torch.arange(depth + 1, device=tokens.device)
+    seen = ancestors.unsqueeze(2) & (depths == levels.unsqueeze(1))  # [B, 1 + N, L + 1, 1 + N]
     prefixes = (seen * words[:, None, None]).sum(-1)  # each row's own tokens by depth, and 0 below it
     return (prefixes.unsqueeze(2) == prefixes.unsqueeze(1)).all(-1)
 

@@ -91,7 +91,7 @@ def row_depths(shape: TreeShape, row: int, count: int, device: torch.device) -> 
 @cache
 def row_levels(shape: TreeShape, device: torch.device) -> Tensor:
     """Depth of the root and of each expanded node, [1 + E]."""
-    return node_depths(shape, device)[1 : 2 + shape.expanded].clamp(max=max(0, shape.depth - 1))
+    return node_depths(shape, device)[1 : 2 + shape.expanded]
 
 
 @cache

@@ -15,7 +15,7 @@ from rsdbench.engine.walk import Drafts, Outcome
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
-kept_start = lru_cache(maxsize=64)(walk.start)
+kept_start = lru_cache(maxsize=64)(walk.start)  # on a CPU alone: a recording must not read what may be dropped
 
 
 def verify(
@@ -52,7 +52,7 @@ def verdicts(
     """`judge` of a tree; arguments as in `verify`."""
     device = uniforms.device
     of_row = uniforms.index_select(1, row_levels(shape, device))[:, :, : max(shape.fanouts)]
-    return judge(rule, warp, drafts, of_row, tree.ancestors, node_depths(shape, device)[1:])
+    return judge(rule, warp, drafts, of_row, tree.ancestors, node_depths(shape, device)[1:], shape.depth)
 
 
 def reading_is_free(device: torch.device) -> bool:
