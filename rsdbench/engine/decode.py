@@ -14,13 +14,13 @@ from rsdbench.engine.cache import accept, position_limit
 from rsdbench.engine.clock import PHASES, Clock
 from rsdbench.engine.compiled import Forward
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
-from rsdbench.engine.graphed import bucket
+from rsdbench.engine.graphed import Recording, bucket
 from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
 from rsdbench.engine.randomness import Randomness
 from rsdbench.engine.tree import DraftTree, TreeShape
-from rsdbench.engine.verify import reading_is_free, verify
+from rsdbench.engine.verify import reading_is_free, to_host, verify
 from rsdbench.engine.walk import Outcome, slots_of
 from rsdbench.errors import UsageError
 from rsdbench.sampling.laws import Warp
@@ -113,6 +113,7 @@ class Decoder:
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
         # graphs are for one sequence, in a storage that its prefill allocates
         self.graphs = pair.graphs if len(prompts) == 1 and len(prompts[0]) > 1 else None
+        self.ready: dict[tuple[str, int], Recording] = {}  # by phase and `end`, of which all inputs are in their place
         self.target = self.lane(pair.target, positions, False, pair.target_forward)
         self.drafter = self.lane(pair.drafter, positions, True, pair.drafter_forward) if shape.depth else None
         self.lanes = [lane for lane in (self.target, self.drafter) if lane is not None]
@@ -186,17 +187,18 @@ class Decoder:
         clock.mark("target")
 
         outcome = Outcome(*self.phase(self.verify, end, *tree, tempered, uniforms, last_noise, last_two))
+        report = to_host(outcome.report)
         # where it is known in time how many drafts were accepted, deeper rows need not move
-        report = outcome.report.tolist() if reading_is_free(self.device) else []
-        most = max((accepted for accepted, *_ in report), default=shape.depth)
+        free = reading_is_free(self.device)
+        most = max(accepted for accepted, *_ in report()) if free else shape.depth
         clock.mark("verify")
 
         if self.graphs is None:
             (self.length,), self.last_two = self.move(most, outcome.rows, outcome.accepted, length), outcome.last_two
         else:
-            self.phase(self.advance, most, outcome.rows, outcome.accepted, outcome.last_two, length, last_two)
-            self.randomness.ahead()  # while the device is at work, the host has time
-        self.collect(report or outcome.report.tolist())
+            self.phase(self.advance, end, outcome.rows, outcome.accepted, outcome.last_two, length, last_two)
+            self.randomness.ahead()  # while the device moves rows and draws, the host reads and goes on
+        self.collect(report())
         clock.mark("commit")
 
     def state(self) -> Sequence[Tensor]:
@@ -213,12 +215,22 @@ class Decoder:
         longest = max(self.lengths)
         return longest if self.graphs is None else bucket(longest)
 
-    def phase(self, function: Callable[..., tuple[Tensor, ...]], static: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Call one of the functions below, or replay its recording for this method and a static argument."""
+    def phase(self, function: Callable[..., tuple[Tensor, ...]], end: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Call one of the functions below, or replay its recording for this method and `end`.
+
+        Where the inputs of the first block are in their place, later ones are: each phase reads what the phases before
+        it write for the same `end`.
+        """
         if self.graphs is None or (function == self.draft and self.drafter is None):
-            return function(static, *inputs)
-        key = (function.__name__, static, self.name, self.shape, self.warp, self.limit)
-        return self.graphs.run(partial(function, static), inputs, key)
+            return function(end, *inputs)
+        recording = self.ready.get((function.__name__, end))
+        if recording is None:
+            key = (function.__name__, end, self.name, self.shape, self.warp, self.limit)
+            recording = self.graphs.find(partial(function, end), inputs, key)
+            if recording.take(inputs):
+                self.ready[function.__name__, end] = recording
+        recording.replay()
+        return recording.outputs
 
     def draft(self, end: int, last_two: Tensor, length: Tensor, *noise: Tensor) -> DraftTree:
         """The trees; noise of each level, or in one piece, as `state` gives it."""
@@ -250,10 +262,10 @@ class Decoder:
         return (move([lane.cache for lane in self.lanes], rows[:, : most + 1], accepted, length),)
 
     def advance(
-        self, most: int, rows: Tensor, accepted: Tensor, new_last_two: Tensor, length: Tensor, last_two: Tensor
+        self, end: int, rows: Tensor, accepted: Tensor, new_last_two: Tensor, length: Tensor, last_two: Tensor
     ) -> tuple[()]:  # fmt: skip
         """`move`, with the new length and the last two tokens written where the next block's recordings read them."""
-        length.copy_(self.move(most, rows, accepted, length)[0])
+        length.copy_(self.move(self.shape.depth, rows, accepted, length)[0])
         last_two.copy_(new_last_two)
         return ()
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rsdbench.engine.compiled import Above
 from rsdbench.engine.compiled_steps import Steps
-from rsdbench.engine.drafting import Drafting, root_level
+from rsdbench.engine.drafting import Drafting, Level, root_level
+from rsdbench.engine.fused import fused
 from rsdbench.engine.lane import PART, Lane
 from rsdbench.engine.tree import (
     DraftTree,
@@ -80,8 +81,7 @@ def draft_tree(
             log_q, level, rows = grow(inputs, lane.cache.views(batch), more)
         else:
             log_q = warp.cut(lane.rows(tokens, row, block, rows)[:, -above:])
-            level = drafting.expand(level, log_q, own_noise, place.width)
-            rows = level_rows(rows[:, -above:], level.parents, place.own) if drawn else place.rows
+            level, rows = fused(expanded)(drafting, level, rows[:, -above:], log_q, own_noise, place)
         if not levels and prod(sizes := (batch, 1 + shape.expanded, log_q.shape[-1])) > PART:
             whole = log_q.new_empty(sizes)  # of a large vocabulary: no room for a copy
         if whole is None:
@@ -103,6 +103,14 @@ def draft_tree(
         laws=torch.cat(laws, 1) if whole is None else whole,
         ancestors=torch.cat(ancestors, 1) if drawn else fixed_ancestors(shape, device),
     )
+
+
+def expanded(
+    drafting: Drafting, above: Level, rows: Tensor, log_q: Tensor, noise: Tensor, place: Place
+) -> tuple[Level, Tensor]:  # fmt: skip
+    """The next level, and what its nodes see; rows [B, W', 1 + N], what the level above sees."""
+    level = drafting.expand(above, log_q, noise, place.width)
+    return level, level_rows(rows, level.parents, place.own) if place.rows is None else place.rows
 
 
 @cache

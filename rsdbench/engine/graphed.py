@@ -9,7 +9,8 @@ them. Batches of several sequences, which shrink as sequences end, run without.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,13 @@ class Recording(NamedTuple):
     outputs: tuple[Tensor, ...]
     replay: Callable[[], None]
 
+    def take(self, inputs: Sequence[Tensor]) -> bool:
+        """Copy inputs that lie elsewhere to where they are read; whether there were none."""
+        elsewhere = [x for x in zip(self.inputs, inputs, strict=True) if x[0].data_ptr() != x[1].data_ptr()]
+        for own, new in elsewhere:
+            own.copy_(new)
+        return not elsewhere
+
 
 class Graphs:
     """Recordings of functions of tensors, and the memory that they read and write."""
@@ -41,11 +49,18 @@ class Graphs:
         self.memories: dict[object, Tensor] = {}
 
     def run(self, function: Function, inputs: Sequence[Tensor], key: object) -> tuple[Tensor, ...]:
-        """Replay a function; it is recorded when its key or shapes are new.
+        """Replay a function, as `find` gives it. What is returned is overwritten by the next replay."""
+        recording = self.find(function, inputs, key)
+        recording.take(inputs)
+        recording.replay()
+        return recording.outputs
+
+    def find(self, function: Function, inputs: Sequence[Tensor], key: object) -> Recording:
+        """The recording of a function, which is made when its key or shapes are new.
 
         The function may read other tensors, if they are always the same for a key, and write to its inputs. Inputs in
         memory that stays (an output of another recording, or what `memory` gave) are read where they are, and what lies
-        elsewhere in a later call is copied there. What is returned is overwritten by the next replay.
+        elsewhere must be copied there.
         """
         whole = key, tuple((x.shape, x.stride(), x.dtype) for x in inputs)
         if whole not in self.recordings:
@@ -58,13 +73,8 @@ class Graphs:
                 own.copy_(value)  # to record, a function is called several times, and may write to its inputs
             if len(self.recordings) > KEPT:
                 self.recordings.popitem(last=False)
-        recording = self.recordings[whole]
         self.recordings.move_to_end(whole)
-        for own, new in zip(recording.inputs, inputs, strict=True):
-            if own.data_ptr() != new.data_ptr():
-                own.copy_(new)
-        recording.replay()
-        return recording.outputs
+        return self.recordings[whole]
 
     def memory(self, owner: object, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory [count] that stays where it is as long as it is large enough. A larger one ends all recordings."""
@@ -91,7 +101,7 @@ class Graphs:
 
 def record(function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
     """Record a function on a GPU: its outputs, and what computes them anew from the inputs as they then are."""
-    with torch.cuda.device(inputs[0].device):
+    with torch.cuda.device(inputs[0].device), recording():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -102,6 +112,24 @@ def record(function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, 
         with torch.cuda.graph(graph):
             outputs = tuple(function(*inputs))
     return outputs, graph.replay
+
+
+under_way: list[None] = []  # one entry while a function is recorded
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """What runs meanwhile is recorded, or called to prepare it."""
+    under_way.append(None)
+    try:
+        yield
+    finally:
+        under_way.pop()
+
+
+def is_recording() -> bool:
+    """Whether what runs now is recorded: then launching a kernel may take the host long, because it is done once."""
+    return bool(under_way)
 
 
 def bucket(positions: int) -> int:

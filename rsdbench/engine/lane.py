@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rsdbench.engine.cache import TreeCache, position_limit, prefix_bias, tree_bias
 from rsdbench.engine.compiled import Forward, Rows
+from rsdbench.engine.fused import fused
 from rsdbench.engine.placement import head_device, layer_devices
 from rsdbench.engine.tree import TreeShape, node_depths, own_rows, row_depths
 from rsdbench.sampling.laws import Warp, wide
@@ -88,7 +89,7 @@ class Lane:
         """
         if self.is_compiled:
             return self.compiled(self.inputs(tokens, row, block, ancestors), self.cache.views(len(tokens)))
-        bias = tree_bias(ancestors, block.bias)
+        bias = fused(tree_bias)(ancestors, block.bias)
         self.cache.window(1 + row, slice(0, bias.shape[-1]))
         positions = block.positions[:, 1 + row : 1 + row + tokens.shape[1]]
         return self._tempered(self._model(tokens, positions, bias, keep=0, recorded=self.recorded))
@@ -113,7 +114,7 @@ class Lane:
         """`Warp.tempered`, of many numbers in the place of the logits, by rows: there is no room for a copy of them."""
         logits = wide(logits).contiguous()
         if logits.numel() <= self.part:
-            return self.warp.tempered(logits)
+            return fused(self.warp.tempered)(logits)
         if self.warp.temperature:
             for part in logits.view(-1, logits.shape[-1]).split(max(1, self.part // logits.shape[-1])):
                 part.copy_(self.warp.tempered(part))

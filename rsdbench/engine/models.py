@@ -21,6 +21,7 @@ from rsdbench.engine.placement import CPU, Memory, device_map, devices_of, free_
 from rsdbench.engine.prefixes import Prefixes
 from rsdbench.engine.projections import join_projections
 from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
+from rsdbench.engine.row_layers import use_row_layers
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
@@ -82,6 +83,7 @@ class Pair:
             self.graphs = Graphs()
             for model in (self.target, self.drafter):
                 join_projections(model)
+                use_row_layers(model)
             return
         if self.devices != [CPU]:
             named = " and ".join(sorted(self.devices))

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsdbench.engine.row_layers import linear
+
 NAMES = ("q_proj", "k_proj", "v_proj")
 
 
@@ -30,7 +32,7 @@ class Joint(torch.nn.Module):
     def forward(self, x: Tensor, place: int) -> Tensor:
         """The output of one of the layers."""
         if x is not self.input:
-            self.input, self.outputs = x, torch.nn.functional.linear(x, self.weight, self.bias).split(self.sizes, -1)
+            self.input, self.outputs = x, linear(x, self.weight, self.bias).split(self.sizes, -1)
         output = self.outputs[place]
         if place == len(self.sizes) - 1:
             self.input, self.outputs = None, ()

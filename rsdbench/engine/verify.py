@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from rsdbench.engine import walk
 from rsdbench.engine.compiled_steps import Steps
+from rsdbench.engine.fused import fused
 from rsdbench.engine.judge import Verdicts, follow, judge
 from rsdbench.engine.tree import DraftTree, TreeShape, node_depths, row_levels
 from rsdbench.engine.walk import Drafts, Outcome
@@ -36,14 +38,14 @@ def verify(
             return outcome
     if shape.depth and len(tempered) == 1 and not free:
         state = follow(drafts, verdicts(shape, tree, drafts, rule, warp, uniforms), shape.depth)
-        return walk.finish(warp, tempered, root, noise, state)
+        return fused(walk.finish)(warp, tempered, root, noise, state)
     start = kept_start if free else walk.start
     state = start(len(tempered), shape.budget, shape.depth, tempered.shape[-1], tempered.device)
     for depth, fanout in enumerate(shape.fanouts):
         state = walk.descend(rule, warp, drafts, uniforms[:, depth, :fanout], state)
         if free and not state.going.any():
             break
-    return walk.finish(warp, tempered, root, noise, state)
+    return fused(walk.finish)(warp, tempered, root, noise, state)
 
 
 def verdicts(
@@ -52,9 +54,25 @@ def verdicts(
     """`judge` of a tree; arguments as in `verify`."""
     device = uniforms.device
     of_row = uniforms.index_select(1, row_levels(shape, device))[:, :, : max(shape.fanouts)]
-    return judge(rule, warp, drafts, of_row, tree.ancestors, node_depths(shape, device)[1:], shape.depth)
+    return fused(judge)(rule, warp, drafts, of_row, tree.ancestors, node_depths(shape, device)[1:], shape.depth)
 
 
 def reading_is_free(device: torch.device) -> bool:
     """Whether the host may look at a tensor: on an accelerator it would stall the queue, so there the walk goes on."""
     return device.type == "cpu"
+
+
+def to_host(x: Tensor) -> Callable[[], list]:
+    """Begin to copy a tensor to the host: what waits for the copy alone, not for work queued after it, and reads it."""
+    if x.device.type == "cpu":
+        here = x.tolist()
+        return lambda: here
+    here = x.to("cpu", non_blocking=True)  # in pinned memory
+    copied = torch.Event(x.device.type)
+    copied.record(torch.accelerator.current_stream(x.device))
+
+    def wait() -> list:
+        copied.synchronize()
+        return here.tolist()
+
+    return wait

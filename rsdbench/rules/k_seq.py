@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rsdbench.rules import Verdict
 
-SECTIONS, ROUNDS = 16, 5  # the interval of rho shrinks by 16 in each round: to a millionth of k - 1
+SECTIONS, ROUNDS = 4, 10  # the interval of rho shrinks by 4 in each round: to a millionth of k - 1
 PART = 2**14  # tokens that are looked at at once on a CPU: for all sections of a large vocabulary there is no room
 
 
@@ -44,16 +44,19 @@ def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
     can be searched side by side; the upper end keeps the residual non-negative.
     """
     low, high = torch.ones_like(number), number.clamp(min=1)
-    steps = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)
-    places = torch.arange(SECTIONS + 1, device=p.device)
-    # compiled code keeps none of the [B, SECTIONS + 1, V] numbers, and on an accelerator launches cost more than room
+    inner = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)[1:-1]
+    # compiled code keeps none of the [B, SECTIONS - 1, V] numbers, and on an accelerator launches cost more than room
     whole = torch.compiler.is_compiling() or p.device.type != "cpu"
     parts = 1 if whole else -(-p.shape[1] // PART)
     pairs = list(zip(p.unsqueeze(1).chunk(parts, -1), q.unsqueeze(1).chunk(parts, -1), strict=True))
-    for _ in range(ROUNDS):
-        rho = low + (high - low) * steps  # [B, SECTIONS + 1]
+
+    def reaches(rho: Tensor) -> Tensor:
         beta = sum((a / rho.unsqueeze(-1)).clamp_(max=b).sum(-1) for a, b in pairs)
-        above = at_least_one(beta, number) <= rho * beta  # False ... False True ... True
-        first = torch.where(above, places, SECTIONS).amin(-1, keepdim=True)  # the first True, or the last place
-        low, high = rho.gather(1, (first - 1).clamp(min=0)), rho.gather(1, first)
+        return at_least_one(beta, number) <= rho * beta
+
+    high = torch.where(reaches(low), low, high)
+    for _ in range(ROUNDS):
+        rho = low + (high - low) * inner  # [B, SECTIONS - 1]
+        high = torch.where(reaches(rho), rho, high).amin(-1, keepdim=True)
+        low = torch.where(rho < high, rho, low).amax(-1, keepdim=True)
     return high

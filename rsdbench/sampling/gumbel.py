@@ -29,7 +29,8 @@ def to_gumbel(uniform: Tensor) -> Tensor:
 
 def draw(log_p: Tensor, noise: Tensor) -> Tensor:
     """One token from each law: log_p [..., V], noise [..., V] -> [...]. Never a token of probability zero."""
-    return (log_p + noise).argmax(-1)
+    scores = log_p + noise
+    return largest_in_parts(scores, 1)[1].squeeze(-1) if is_long(scores, 1) else scores.argmax(-1)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,14 +39,18 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     Where fewer than k scores are above -inf, the missing places have valid = False and index 0.
     """
     count = min(k, scores.shape[-1])
-    in_parts = scores.device.type != "cpu" and scores.shape[-1] >= max(LONG, PARTS * k)
-    values, indices = largest_in_parts(scores, count) if in_parts else scores.topk(count, dim=-1, sorted=True)
+    values, indices = largest_in_parts(scores, count) if is_long(scores, k) else scores.topk(count, dim=-1, sorted=True)
     missing = k - values.shape[-1]
     if missing:
         values = torch.nn.functional.pad(values, (0, missing), value=float("-inf"))
         indices = torch.nn.functional.pad(indices, (0, missing))
     valid = values > float("-inf")
     return values, indices * valid, valid
+
+
+def is_long(scores: Tensor, k: int) -> bool:
+    """Whether the k largest are best looked for in parts: on an accelerator, where a row is the work of one block."""
+    return scores.device.type != "cpu" and scores.shape[-1] >= max(LONG, PARTS * k)
 
 
 def largest_in_parts(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -55,9 +60,11 @@ def largest_in_parts(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     whole = torch.nn.functional.pad(scores, (0, -scores.shape[-1] % PARTS), value=float("-inf"))
     parts = whole.unflatten(-1, (PARTS, -1))
-    values, indices = parts.topk(k, dim=-1, sorted=False)  # [..., PARTS, k]
+    one = k == 1  # the largest alone is found by an operator that `torch.compile` fuses with others
+    values, indices = parts.max(-1, keepdim=True) if one else parts.topk(k, dim=-1, sorted=False)  # [..., PARTS, k]
     indices = indices + parts.shape[-1] * torch.arange(PARTS, device=scores.device).unsqueeze(-1)
-    values, best = values.flatten(-2).topk(k, dim=-1, sorted=True)
+    values = values.flatten(-2)
+    values, best = values.max(-1, keepdim=True) if one else values.topk(k, dim=-1, sorted=True)
     return values, indices.flatten(-2).gather(-1, best)
 
 
