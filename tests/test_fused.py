@@ -1,5 +1,6 @@
 """Functions that `torch.compile` fuses, and layers that use our kernels, while a block is recorded."""
 
+import gc
 import subprocess
 import sys
 from functools import partial
@@ -170,10 +171,18 @@ def test_kernels_give_what_the_library_gives(monkeypatch):
     subprocess.run([sys.executable, "-c", INTERPRETED], check=True, timeout=300)
 
 
-def test_a_recording_is_known_to_be_under_way(monkeypatch):
+def test_a_recording_is_known_to_be_under_way_and_collects_no_garbage():
     with recording(), recording():
-        pass
-    assert not graphed.is_recording()
+        assert graphed.is_recording()
+        assert not gc.isenabled()
     with pytest.raises(ZeroDivisionError), recording():
         raise ZeroDivisionError
     assert not graphed.is_recording()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with recording():
+            pass
+        assert not gc.isenabled(), "as it was"
+    finally:
+        gc.enable()

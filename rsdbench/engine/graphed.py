@@ -8,6 +8,7 @@ them. Batches of several sequences, which shrink as sequences end, run without.
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,12 +120,19 @@ under_way: list[None] = []  # one entry while a function is recorded
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """What runs meanwhile is recorded, or called to prepare it."""
+    """What runs meanwhile is recorded, or called to prepare it.
+
+    No garbage is collected then: a graph among it cannot be freed while another is recorded, which would fail.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
     under_way.append(None)
     try:
         yield
     finally:
         under_way.pop()
+        if collecting:
+            gc.enable()
 
 
 def is_recording() -> bool:
