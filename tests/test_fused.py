@@ -141,7 +141,11 @@ def test_what_our_kernels_do_not_take_goes_the_librarys_way(stand_ins):
     with recording():
         row_layers.linear(torch.randn(1, 2, 16), weight, None)  # two rows
         row_layers.linear(x, weight.t().contiguous().t(), None)  # by input
-        assert not stand_ins["linear"]
+        row_layers.linear(x.double(), weight.double(), None)  # a precision that they would lose
+        norm = torch.nn.LayerNorm(16, dtype=torch.float64)
+        norm.__class__ = RowLayerNorm
+        norm(x.double())
+        assert not any(stand_ins.values())
         row_layers.linear(x, weight, None)
     assert stand_ins["linear"] == [(1, 1, 16)]
 

@@ -186,10 +186,10 @@ def test_a_narrowed_run_uses_cells_of_the_whole_one(smoke):
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_sweeps_run_row_jobs(partial, tmp_path, launcher):
-    axes = ["drafter=opt-25k,opt-70k", "target=opt-2.6m", "dataset=wmt", "budgets=[6]"]
+    axes = ["drafter=opt-25k,opt-70k", "target=opt-2.6m", "dataset=wmt,xsum", "budgets=[6]"]
     options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     shell("run", "-m", *options, "experiment=smoke", *axes, f"results={tmp_path}", cwd=tmp_path)
-    assert len(files(tmp_path)) == 2 * 5
+    assert len(files(tmp_path)) == 4 * 5
     assert set(files(partial)) < set(files(tmp_path)), "a cell is named by its content, however it was launched"
     assert not list(tmp_path.glob("20*")), "no folders by job number or date"
 

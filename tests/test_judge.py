@@ -10,7 +10,8 @@ from rsdbench.engine.methods import get_shape
 from rsdbench.engine.tree import fixed_ancestors, node_depths
 from rsdbench.engine.walk import Drafts
 from rsdbench.rules.k_seq import k_seq
-from rsdbench.sampling.gumbel import LONG, PARTS, gumbel_noise, largest_in_parts
+from rsdbench.sampling import gumbel
+from rsdbench.sampling.gumbel import LONG, PARTS, draw, gumbel_noise, largest_in_parts
 from rsdbench.sampling.laws import Warp
 
 from .conftest import all_structures
@@ -97,3 +98,15 @@ def test_the_largest_in_parts_are_the_largest(words, k):
     values, indices = largest_in_parts(scores, k)
     assert (values[1, 1, 0], indices[1, 1, 0]) == (0, words - 1)
     assert (values[1, 1, 1:] == float("-inf")).all()
+
+
+@pytest.mark.parametrize("words", [64, 50])
+def test_a_draw_from_a_long_row_is_the_same_draw(words, monkeypatch):
+    """Even where all but one token have probability zero, and parts are filled up."""
+    log_p = torch.randn(5, words, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    log_p[1, :-1] = float("-inf")
+    noise = gumbel_noise((5, words), torch.Generator().manual_seed(1))
+    expected = draw(log_p, noise)
+    monkeypatch.setattr(gumbel, "is_long", lambda scores, k: True)
+    assert torch.equal(draw(log_p, noise), expected)
+    assert expected[1] == words - 1

@@ -16,6 +16,7 @@ from rsdbench.engine.fused import fusing_is_possible
 from rsdbench.engine.graphed import is_recording
 
 functional = torch.nn.functional
+NARROW = (torch.float32, torch.bfloat16, torch.float16)  # the kernels add up in float32
 
 
 class RowLinear(torch.nn.Linear):
@@ -31,14 +32,14 @@ class RowLayerNorm(torch.nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """As of any layer norm."""
-        if is_recording() and x.is_contiguous() and x.shape[-1] <= kernels().LONGEST:
+        if is_recording() and x.dtype in NARROW and x.is_contiguous() and x.shape[-1] <= kernels().LONGEST:
             return kernels().layer_norm(x, self.weight, self.bias, self.eps)
         return super().forward(x)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`, of a single row by our kernel."""
-    one = x.numel() == x.shape[-1]
+    one = x.numel() == x.shape[-1] and x.dtype in NARROW
     if one and is_recording() and x.is_contiguous() and weight.is_contiguous():
         return kernels().row_linear(x, weight, bias)
     return functional.linear(x, weight, bias)
