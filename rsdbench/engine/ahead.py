@@ -22,6 +22,9 @@ from torch import Tensor
 
 from rsdbench.errors import UsageError
 
+# patterns would put a product and its bias into one call again, which copies the bias before it multiplies
+OPTIONS = {"pattern_matcher": False}
+
 
 class Library:
     """A compiled function: a list of tensors in, a list of tensors out.
@@ -78,9 +81,17 @@ def build(path: Path, module: torch.nn.Module, inputs: tuple, sizes: tuple, opti
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
+        exported = exported.run_decompositions({torch.ops.aten.linear.default: linear})
+        options = OPTIONS | options
         return Path(
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
         )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer as a product and a sum that is fused with what follows it."""
+    product = torch.matmul(x, weight.t())
+    return product if bias is None else product + bias
 
 
 def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:

@@ -8,7 +8,8 @@ architecture share it, and the loaded weights are used where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,11 +138,14 @@ class DraftStep(torch.nn.Module):
 class CompiledForward:
     """A `Forward` in a library, with the weights that it reads."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, drafts: bool = False) -> None:
+        """drafts: whether the model is a drafter."""
         rows, storage = examples(model)
-        self.library = library(
-            type(model).__name__, parts(model), Step(model), (tuple(rows), storage), sizes(storage), **WITHOUT_WEIGHTS
-        )  # fmt: skip
+        with attention(model) if drafts else nullcontext():
+            self.library = library(
+                type(model).__name__, parts(model), Step(model), (tuple(rows), storage), sizes(storage),
+                **WITHOUT_WEIGHTS,
+            )  # fmt: skip
         self.weights = self.library.set_weights(Step(model).state_dict())
 
     def __call__(self, rows: Rows, storage: list[Tensor]) -> Tensor:
@@ -165,17 +169,29 @@ class CompiledGrow:
         )
         step = DraftStep(model, drafting)
         kind = type(drafting)
-        whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
-        self.library = library(
-            f"{type(model).__name__}-{kind.__name__}", whole, step, (tuple(rows), storage, tuple(above)),
-            (*sizes(storage), tuple(GROWING)), **WITHOUT_WEIGHTS,
-        )  # fmt: skip
+        with attention(model):
+            whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
+            self.library = library(
+                f"{type(model).__name__}-{kind.__name__}", whole, step, (tuple(rows), storage, tuple(above)),
+                (*sizes(storage), tuple(GROWING)), **WITHOUT_WEIGHTS,
+            )  # fmt: skip
         self.weights = self.library.set_weights(step.state_dict())
 
     def __call__(self, rows: Rows, storage: list[Tensor], above: Above) -> tuple[Tensor, Level, Tensor]:
         """See `Grow`."""
         found = self.library.run([*(x.contiguous() for x in rows), *storage, *(x.contiguous() for x in above)])
         return found[0], Level(*found[1:6]), found[6]
+
+
+@contextmanager
+def attention(model: Any) -> Iterator[None]:
+    """A drafter's few rows attend by products of matrices: an operator of its own takes longer to call than to run."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 def sizes(storage: list[Tensor]) -> tuple[object, ...]:

@@ -92,7 +92,7 @@ class Pair:
             raise UsageError(
                 f"compile=true does not go with quantization={self.quantization} on a CPU: take compile=false"
             )
-        self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter)
+        self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter, True)
 
     def steps(self, drafting: Drafting, rule: Rule, warp: Warp) -> Steps | None:
         """A method's compiled steps, where forwards are compiled and the law is one that they know."""
