@@ -94,45 +94,92 @@ class Step(torch.nn.Module):
         return torch.where(warm, tempered(logits, torch.where(warm, rows.temperature, 1.0)), logits)
 
 
-class Above(NamedTuple):
-    """What the next level needs beside the laws of the last one, which has W' nodes.
+class Drafted(NamedTuple):
+    """What the calls of a block fill in, level by level, in place; N nodes, E of them expanded.
 
-    noise [B, noise_rows, V]; own [1, W, 1 + N], as `own_rows` of the next level; valid, log_prob and score [B, W'], as
-    in `Level`.
+    Rows of tokens and ancestors are numbered like the storage's scratch columns: the token before the root, the root,
+    the nodes. tokens [B, 2 + N]; ancestors [B, 2 + N, 1 + N]; parents and valid [B, N], laws [B, 1 + E, V], as in
+    `DraftTree`.
     """
 
-    noise: Tensor
+    tokens: Tensor
+    ancestors: Tensor
+    parents: Tensor
+    valid: Tensor
+    laws: Tensor
+
+
+class Growth(NamedTuple):
+    """Where a level of W nodes grows.
+
+    depths and columns [R], as in `Rows`, of the rows that are forwarded: the last W' of them are the level above;
+    nodes [W], the level's own; own [1, W, 1 + N], as `own_rows`.
+    """
+
+    depths: Tensor
+    columns: Tensor
+    nodes: Tensor
     own: Tensor
+
+
+class Above(NamedTuple):
+    """What else a level needs: noise [B, noise_rows, V]; valid, log_prob and score [B, W'] of the level above."""
+
+    noise: Tensor
     valid: Tensor
     log_prob: Tensor
     score: Tensor
 
 
-# rows, of which the last are the last level's, keys and values as in `Forward`, and what else the next level needs ->
-# log-laws [B, W', V], the next level, its rows of ancestors [B, W, 1 + N]
-Grow = Callable[[Rows, list[Tensor], Above], tuple[Tensor, Level, Tensor]]
-GROWING = Above(
-    noise={0: DYNAMIC, 1: DYNAMIC}, own={1: DYNAMIC, 2: DYNAMIC},
-    valid={0: DYNAMIC, 1: DYNAMIC}, log_prob={0: DYNAMIC, 1: DYNAMIC}, score={0: DYNAMIC, 1: DYNAMIC},
-)  # fmt: skip
+class Block(NamedTuple):
+    """What all levels of a block share, as in `Rows`; limit []: positions that there are."""
+
+    length: Tensor
+    steps: Tensor
+    previous: Tensor
+    temperature: Tensor
+    limit: Tensor
+
+
+BATCHED = {0: DYNAMIC, 1: DYNAMIC}
+GROWING = (
+    tuple(Growth(depths={0: DYNAMIC}, columns={0: DYNAMIC}, nodes={0: DYNAMIC}, own={1: DYNAMIC, 2: DYNAMIC})),
+    tuple(Block(length={0: DYNAMIC}, steps={0: DYNAMIC}, previous={}, temperature={}, limit={})),
+    tuple(Above(noise=BATCHED, valid=BATCHED, log_prob=BATCHED, score=BATCHED)),
+    tuple(Drafted(BATCHED, dict.fromkeys(range(3), DYNAMIC), parents=BATCHED, valid=BATCHED, laws=BATCHED)),
+)
 
 
 class DraftStep(torch.nn.Module):
-    """What is exported for drafting: `Grow`, a drafter's forward and `Drafting.expand`."""
+    """What is exported for drafting: a drafter's forward and `Drafting.expand`, into `Drafted`."""
 
     def __init__(self, model: Any, drafting: Drafting) -> None:
         super().__init__()
         self.step, self.drafting = Step(model), drafting
 
-    def forward(self, rows: tuple[Tensor, ...], storage: list[Tensor], above: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See `Grow`."""
-        noise, own, valid, log_prob, score = above
-        tokens, _, ancestors, *_ = rows
-        behind, count = tokens.shape[1] - valid.shape[1], valid.shape[1]
+    def forward(
+        self, growth: tuple[Tensor, ...], block: tuple[Tensor, ...], above: tuple[Tensor, ...],
+        drafted: tuple[Tensor, ...], storage: list[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Fill in a level; returns its valid, log_prob and score [B, W], which the next one takes."""
+        depths, columns, nodes, own = growth
+        length, steps, previous, temperature, limit = block
+        noise, valid, log_prob, score = above
+        tree = Drafted(*drafted)
+        tokens, ancestors = (x.index_select(1, columns) for x in tree[:2])
+        rows = Rows(tokens, depths, ancestors, length, steps, previous, columns, temperature)
+        behind, count = columns.shape[0] - valid.shape[1], valid.shape[1]
         laws, tokens, ancestors = (x.narrow(1, behind, count) for x in (self.step(rows, storage), tokens, ancestors))
         # nobody asks whose children the nodes above are: anything stands for their parents
         level = self.drafting.expand(Level(tokens, tokens, valid, log_prob, score), laws, noise, own.shape[1])
-        return laws, *level, level_rows(ancestors, level.parents, own)
+
+        columns, depth = columns.narrow(0, behind, count), depths.narrow(0, behind, 1) + 1
+        tree.tokens.index_copy_(1, nodes + 2, level.tokens)
+        tree.ancestors.index_copy_(1, nodes + 2, level_rows(ancestors, level.parents, own))
+        tree.parents.index_copy_(1, nodes, (columns - 2).expand(tokens.shape[0], -1).gather(1, level.parents))
+        tree.valid.index_copy_(1, nodes, level.valid & (length.unsqueeze(1) + depth < limit))
+        tree.laws.index_copy_(1, columns - 1, laws)
+        return level.valid, level.log_prob, level.score
 
 
 class CompiledForward:
@@ -143,7 +190,8 @@ class CompiledForward:
         rows, storage = examples(model)
         with attention(model) if drafts else nullcontext():
             self.library = library(
-                type(model).__name__, parts(model), Step(model), (tuple(rows), storage), sizes(storage),
+                type(model).__name__, parts(model), Step(model), (tuple(rows), storage),
+                (tuple(SIZES), storage_sizes(storage)),
                 **WITHOUT_WEIGHTS,
             )  # fmt: skip
         self.weights = self.library.set_weights(Step(model).state_dict())
@@ -154,33 +202,19 @@ class CompiledForward:
 
 
 class CompiledGrow:
-    """A `Grow` in a library, with the weights that it reads."""
+    """A level of drafting in a library, with the weights that it reads."""
 
     def __init__(self, model: Any, drafting: Drafting) -> None:
-        rows, storage = examples(model)
-        batch, given = rows.tokens.shape
-        level, width = given - 1, 2 * (given - 1)  # as with the root, where not all rows are the level's
-        above = Above(
-            noise=torch.zeros(batch, drafting.noise_rows(level, width), model.config.vocab_size),
-            own=torch.zeros(1, width, rows.ancestors.shape[2], dtype=torch.bool),
-            valid=torch.ones(batch, level, dtype=torch.bool),
-            log_prob=torch.zeros(batch, level),
-            score=torch.zeros(batch, level),
-        )
-        step = DraftStep(model, drafting)
-        kind = type(drafting)
+        step, kind = DraftStep(model, drafting), type(drafting)
+        growth, block, above, drafted, storage = growing_examples(model, drafting)
+        inputs = tuple(growth), tuple(block), tuple(above), tuple(drafted), storage
         with attention(model):
             whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
             self.library = library(
-                f"{type(model).__name__}-{kind.__name__}", whole, step, (tuple(rows), storage, tuple(above)),
-                (*sizes(storage), tuple(GROWING)), **WITHOUT_WEIGHTS,
+                f"{type(model).__name__}-{kind.__name__}", whole, step, inputs, (*GROWING, storage_sizes(storage)),
+                **WITHOUT_WEIGHTS,
             )  # fmt: skip
         self.weights = self.library.set_weights(step.state_dict())
-
-    def __call__(self, rows: Rows, storage: list[Tensor], above: Above) -> tuple[Tensor, Level, Tensor]:
-        """See `Grow`."""
-        found = self.library.run([*(x.contiguous() for x in rows), *storage, *(x.contiguous() for x in above)])
-        return found[0], Level(*found[1:6]), found[6]
 
 
 @contextmanager
@@ -194,14 +228,36 @@ def attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-def sizes(storage: list[Tensor]) -> tuple[object, ...]:
-    """Which sizes of `Forward`'s inputs may differ."""
-    return tuple(SIZES), [{0: DYNAMIC, 2: DYNAMIC}] * len(storage)
+def storage_sizes(storage: list[Tensor]) -> list[dict[int, Any]]:
+    """Which sizes of keys and values may differ."""
+    return [{0: DYNAMIC, 2: DYNAMIC}] * len(storage)
 
 
-def examples(model: Any) -> tuple[Rows, list[Tensor]]:
-    """Inputs of `Forward` with B = 2, R = 4, N = 6 and end = 5."""
-    batch, rows, nodes, end = 2, 4, 6, 5
+def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Block, Above, Drafted, list[Tensor]]:
+    """Inputs of a level of 6 nodes below 3, behind another row, of trees of 11; sizes that differ are different."""
+    rows, storage = examples(model, 11)
+    batch, given = rows.tokens.shape
+    level, nodes = given - 1, rows.ancestors.shape[2] - 1
+    width, words = 2 * level, model.config.vocab_size
+    own = torch.zeros(1, width, 1 + nodes, dtype=torch.bool)
+    growth = Growth(rows.depths, rows.columns, torch.arange(width) + 4, own)
+    block = Block(rows.length, rows.steps, rows.previous, rows.temperature, torch.tensor(100))
+    noise, valid = torch.zeros(batch, drafting.noise_rows(level, width), words), torch.ones(batch, level).bool()
+    numbers = torch.zeros(batch, nodes, dtype=torch.long)
+    return growth, block, Above(noise, valid, torch.zeros(batch, level), torch.zeros(batch, level)), Drafted(
+        torch.zeros(batch, 2 + nodes, dtype=torch.long), torch.ones(batch, 2 + nodes, 1 + nodes).bool(),
+        numbers, numbers.bool(), torch.zeros(batch, 9, words, dtype=law_dtype(model)),
+    ), storage  # fmt: skip
+
+
+def law_dtype(model: Any) -> torch.dtype:
+    """That of `tempered` laws."""
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def examples(model: Any, nodes: int = 6) -> tuple[Rows, list[Tensor]]:
+    """Inputs of `Forward` with B = 2, R = 4, N = `nodes` and end = 5."""
+    batch, rows, end = 2, 4, 5
     tokens, row = torch.zeros(batch, rows, dtype=torch.long), torch.arange(rows)
     cache = TreeCache(layer_devices(model), batch, nodes, end + 3)  # more columns than are read
     cache.window(0, slice(0, rows))

@@ -1,13 +1,12 @@
-"""A level of drafting, verification and commit as compiled libraries: the same functions, in one call each.
+"""Verification and commit as compiled libraries: the same functions, in one call each.
 
-For laws at a temperature above 0 without top-p; all else runs as it is. The libraries of verification and commit take
-any batch, tree and vocabulary, so that all models and structures share them; those of drafting hold the drafter's
-forward too.
+For laws at a temperature above 0 without top-p; all else runs as it is. They take any batch, tree and vocabulary, so
+that all models and structures share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from rsdbench.engine import cache, walk
 from rsdbench.engine.ahead import Library, library, source
-from rsdbench.engine.cache import TreeCache
-from rsdbench.engine.compiled import Grow
 from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
@@ -76,10 +73,15 @@ def or_none(make: Callable[..., Library]) -> Callable[..., Library | None]:
 @lru_cache(maxsize=64)
 @or_none
 def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
-    """The walk down with a rule, as in `verify.verify`, for a number of drafts below a node."""
+    """The walk down with a rule, as in `verify.verify`, for a number of drafts below a node.
 
-    def function(uniforms: Tensor, noise: Tensor, root: Tensor, *x: Tensor) -> Outcome:
-        drafts, depth = Drafts(*x), uniforms.shape[1]
+    Inputs: uniforms, noise, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws, parents, valid. The
+    first two tokens become the sequence's last two. Outputs: report, rows, accepted, as in `Outcome`.
+    """
+
+    def function(uniforms: Tensor, noise: Tensor, tokens: Tensor, tempered: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
+        laws, parents, valid = x
+        drafts, depth = Drafts(tempered, laws, tokens[:, 2:].clone(), parents, valid), uniforms.shape[1]
 
         def unfinished(*state: Tensor) -> Tensor:
             return Walk(*state).going.any() & (Walk(*state).depth < depth)
@@ -88,45 +90,55 @@ def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
             chances = uniforms.index_select(1, Walk(*state).depth.unsqueeze(0))[:, 0, :slots]
             return tuple(walk.descend(rule, PLAIN, drafts, chances, Walk(*state)))
 
-        (batch, nodes), device = drafts.tokens.shape, root.device
-        start = walk.start(batch, nodes, depth, drafts.tempered.shape[2], device)
+        (batch, nodes), device = drafts.tokens.shape, tokens.device
+        start = walk.start(batch, nodes, depth, tempered.shape[2], device)
         state = torch.while_loop(unfinished, down, tuple(start))
-        return walk.finish(PLAIN, drafts.tempered, root, noise, Walk(*state))
+        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], noise, Walk(*state)), tokens)
 
     numbers = torch.zeros(BATCH, NODES, dtype=torch.long)
     return compiled(
         "verify", function, (rule.__qualname__, source(rule), slots), vocabulary,
         (torch.rand(BATCH, 5, 16 + slots), "012"), (torch.zeros(BATCH, WORDS), "01"),
-        (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
-        (torch.zeros(BATCH, 7, WORDS), "012"), (numbers, "01"), (numbers.clone(), "01"), (numbers.bool(), "01"),
+        (torch.zeros(BATCH, 2 + NODES, dtype=torch.long), "01"), (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
+        (torch.zeros(BATCH, 7, WORDS), "012"), (numbers, "01"), (numbers.bool(), "01"),
     )  # fmt: skip
+
+
+def ended(outcome: Outcome, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the last two tokens of each sequence where the next block begins; returns report, rows, accepted."""
+    tokens[:, :2].copy_(outcome.last_two)
+    return outcome.report, outcome.rows, outcome.accepted
 
 
 @lru_cache(maxsize=8)
 @or_none
 def compiled_finish(vocabulary: int) -> Library:
-    """`walk.finish` at the root: all there is of a tree without nodes."""
+    """`walk.finish` at the root, all there is of a tree without nodes: inputs and outputs as of `compiled_verify`."""
 
-    def function(noise: Tensor, root: Tensor, tempered: Tensor) -> Outcome:
-        start = walk.start(tempered.shape[0], 0, 0, tempered.shape[2], root.device)
-        return walk.finish(PLAIN, tempered, root, noise, start)
+    def function(noise: Tensor, tokens: Tensor, tempered: Tensor) -> tuple[Tensor, ...]:
+        start = walk.start(tempered.shape[0], 0, 0, tempered.shape[2], tokens.device)
+        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], noise, start), tokens)
 
     return compiled(
         "finish", function, None, vocabulary, (torch.zeros(BATCH, WORDS), "01"),
-        (torch.zeros(BATCH, 1, dtype=torch.long), "0"), (torch.zeros(BATCH, 1, WORDS), "02"),
+        (torch.zeros(BATCH, 2, dtype=torch.long), "0"), (torch.zeros(BATCH, 1, WORDS), "02"),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
 @or_none
 def compiled_accept(lanes: int) -> Library:
-    """`cache.accept`, with the storages of the target and, of two lanes, of the drafter."""
+    """`cache.accept`, with the first columns and storages of the target and, of two lanes, of the drafter.
 
-    def function(rows: Tensor, accepted: Tensor, length: Tensor, scratch: Tensor, *storages: Tensor) -> tuple[Tensor]:
+    Inputs: rows, accepted, length, which becomes the new one, the storages' first column, the storages.
+    """
+
+    def function(rows: Tensor, accepted: Tensor, length: Tensor, scratch: Tensor, *storages: Tensor) -> tuple[()]:
         for storage, previous in zip(storages, (False, True), strict=False):
             columns, positions = cache.accepted_columns(rows, length, previous)
             cache.copy_columns(storage, columns, positions + scratch)
-        return (length + accepted + 1,)
+        length += accepted + 1
+        return ()
 
     rows, numbers = torch.arange(3).expand(BATCH, -1).contiguous(), torch.zeros(BATCH, dtype=torch.long)
     storages = [torch.zeros(3, 2, BATCH + 2, 4, 20, 5 + lane) for lane in range(lanes)]
@@ -134,33 +146,3 @@ def compiled_accept(lanes: int) -> Library:
         "accept", function, lanes, 1, (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
         *((storage, "02345") for storage in storages),
     )  # fmt: skip
-
-
-class Steps:
-    """The steps of one method, in libraries that are made, or taken from disk, when they are first needed.
-
-    grow: a level of its drafting, where that could be compiled.
-    """
-
-    def __init__(self, rule: Rule, vocabulary: int, grow: Grow | None) -> None:
-        self.rule, self.vocabulary, self.grow = rule, vocabulary, grow
-
-    def verify(self, drafts: Drafts, slots: int, uniforms: Tensor, noise: Tensor, root: Tensor) -> Outcome | None:
-        """The walk down, as in `verify.verify`, with a number of drafts below a node; None if it cannot be compiled."""
-        if not uniforms.shape[1]:
-            step, inputs = compiled_finish(self.vocabulary), (noise, root, drafts.tempered)
-        else:
-            step, inputs = compiled_verify(self.rule, slots, self.vocabulary), (uniforms, noise, root, *drafts)
-        return None if step is None else Outcome(*run(step, *inputs))
-
-    def accept(self, caches: Sequence[TreeCache], rows: Tensor, accepted: Tensor, length: Tensor) -> Tensor:
-        """`cache.accept`."""
-        step = compiled_accept(len(caches)) if all(len(c.storage) == 1 for c in caches) else None
-        if step is None:
-            return cache.accept(caches, rows, accepted, length)
-        return run(step, rows, accepted, length, caches[0].first, *(c.storage[0] for c in caches))[0]
-
-
-def run(function: Library, *inputs: Tensor) -> list[Tensor]:
-    """Call a library."""
-    return function.run([x.contiguous() for x in inputs])

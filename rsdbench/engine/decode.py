@@ -13,6 +13,7 @@ from torch import Tensor
 from rsdbench.engine.cache import accept, position_limit
 from rsdbench.engine.clock import PHASES, Clock
 from rsdbench.engine.compiled import Forward
+from rsdbench.engine.compiled_block import CompiledBlock
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
 from rsdbench.engine.graphed import Recording, bucket
 from rsdbench.engine.lane import Lane
@@ -107,7 +108,8 @@ class Decoder:
         self.limit = limit
         self.ends = set(eos_token_id) if isinstance(eos_token_id, Collection) else {eos_token_id}
         self.prompts, self.prefixes = prompts, pair.prefixes
-        self.steps = pair.steps(self.method.drafting, self.method.rule, warp)
+        self.calls = pair.calls(self.method.drafting, self.method.rule, warp, max(shape.fanouts, default=1))
+        self.compiled: CompiledBlock | None = None  # from the first block with a prefix on, where there are calls
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
@@ -149,7 +151,9 @@ class Decoder:
         self.out.prefill_s = clock.stop()
         clock = Clock(self.device)
         while self.alive:
-            self.block(clock)
+            if self.calls is not None and self.compiled is None and all(lane.is_compiled for lane in self.lanes):
+                self.compile()
+            (self.block if self.compiled is None else self.compiled_block)(clock)
         self.out.decode_s = clock.stop()
         self.out.phase_s = clock.seconds
         return self.out
@@ -201,6 +205,30 @@ class Decoder:
         self.collect(report())
         clock.mark("commit")
 
+    def compile(self) -> None:
+        """Prepare the calls of the blocks to come, until the next sequence ends."""
+        self.compiled = CompiledBlock(self.calls, self.target, self.drafter, self.limit, self.length, self.last_two)
+        self.length, self.last_two = self.compiled.length, self.compiled.last_two
+
+    def compiled_block(self, clock: Clock) -> None:
+        """`block`, in compiled calls."""
+        compiled, end = self.compiled, max(self.lengths)
+        drafts, noise, uniforms, _ = self.randomness.block(len(self.alive))
+        if drafts:
+            compiled.draft(end, drafts)
+        del drafts, _  # of a large vocabulary: the target's forward needs the room
+        clock.mark("draft")
+        tempered = compiled.forward(end)
+        clock.mark("target")
+        report, rows, accepted = compiled.verify(tempered, uniforms, noise)
+        del tempered
+        host = report.tolist()
+        clock.mark("verify")
+        # deeper rows than were accepted need not move
+        compiled.accept(rows[:, : max(kept for kept, *_ in host) + 1], accepted)
+        self.collect(host)
+        clock.mark("commit")
+
     def state(self) -> Sequence[Tensor]:
         """What a block begins with: the last two tokens, lengths, noise for the last token, uniforms, drafts' noise.
 
@@ -239,7 +267,7 @@ class Decoder:
         if self.graphs is not None:
             noise = noise[0].split(self.randomness.rows, 1)
         drafting = self.method.drafting
-        return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise, self.steps)
+        return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise)
 
     def forward(self, end: int, last_two: Tensor, tokens: Tensor, length: Tensor, ancestors: Tensor) -> tuple[Tensor]:
         """The target's laws at the root and at every node."""
@@ -251,15 +279,14 @@ class Decoder:
         fields = len(DraftTree._fields)
         tree, (tempered, uniforms, noise, last_two) = DraftTree(*inputs[:fields]), inputs[fields:]
         root = last_two[:, 1:]
-        return verify(self.shape, tree, tempered, self.method.rule, self.warp, uniforms, noise, root, self.steps)
+        return verify(self.shape, tree, tempered, self.method.rule, self.warp, uniforms, noise, root)
 
     def move(self, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
         """Move accepted rows behind the prefix in both caches, and each sequence forward: returns its new length.
 
         rows [B, L + 1], of which the first `most` + 1 count; accepted, length [B].
         """
-        move = accept if self.steps is None else self.steps.accept
-        return (move([lane.cache for lane in self.lanes], rows[:, : most + 1], accepted, length),)
+        return (accept([lane.cache for lane in self.lanes], rows[:, : most + 1], accepted, length),)
 
     def advance(
         self, end: int, rows: Tensor, accepted: Tensor, new_last_two: Tensor, length: Tensor, last_two: Tensor
@@ -301,3 +328,5 @@ class Decoder:
         self.length, self.last_two = self.length[index], self.last_two[index]
         self.alive = [self.alive[row] for row in order]
         self.lengths = [self.lengths[row] for row in order]
+        if self.compiled is not None:
+            self.compile()

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsdbench.engine.compiled import Above
-from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.drafting import Drafting, Level, root_level
 from rsdbench.engine.fused import fused
 from rsdbench.engine.lane import PART, Lane
@@ -59,29 +57,23 @@ def places(shape: TreeShape, device: torch.device) -> list[Place]:
 
 def draft_tree(
     lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int,
-    noise: Sequence[Tensor], compiled: Steps | None = None,
+    noise: Sequence[Tensor],
 ) -> DraftTree:  # fmt: skip
     """Draft a tree below each sequence's last token, in `shape.depth` forwards of the drafter.
 
     last_two [B, 2]: the token before the root and the root; length [B]: the root's position, at most `end`; limit:
-    positions there are; noise: of each level, [B, noise_rows, V]; compiled: the steps of this drafting, compiled.
+    positions there are; noise: of each level, [B, noise_rows, V].
     """
     shape, batch, device = lane.shape, len(length), lane.device
     drawn = shape.parents is None  # the draws decide the parents
-    grow = compiled.grow if compiled is not None and lane.is_compiled else None
     # the token before the root and the root, of which only the root is the level above the first
     tokens, row, level, rows = last_two, -1, root_level(batch, device), lane.two_rows.expand(batch, -1, -1)
     levels, laws, ancestors, whole = [], [], [rows[:, 1:]], None
     block = lane.begin(length, end)
     for place, own_noise in zip(places(shape, device), noise, strict=True):
         above = level.valid.shape[1]
-        if grow is not None:
-            inputs = lane.inputs(tokens, row, block, rows)
-            more = Above(own_noise, place.own, level.valid, level.log_prob, level.score)
-            log_q, level, rows = grow(inputs, lane.cache.views(batch), more)
-        else:
-            log_q = warp.cut(lane.rows(tokens, row, block, rows)[:, -above:])
-            level, rows = fused(expanded)(drafting, level, rows[:, -above:], log_q, own_noise, place)
+        log_q = warp.cut(lane.rows(tokens, row, block, rows)[:, -above:])
+        level, rows = fused(expanded)(drafting, level, rows[:, -above:], log_q, own_noise, place)
         if not levels and prod(sizes := (batch, 1 + shape.expanded, log_q.shape[-1])) > PART:
             whole = log_q.new_empty(sizes)  # of a large vocabulary: no room for a copy
         if whole is None:

@@ -12,8 +12,9 @@ import torch
 
 from rsdbench.engine.ahead import compiler_at_hand
 from rsdbench.engine.cache import position_limit
-from rsdbench.engine.compiled import CompiledForward, CompiledGrow, Forward, Grow
-from rsdbench.engine.compiled_steps import Steps
+from rsdbench.engine.compiled import CompiledForward, CompiledGrow
+from rsdbench.engine.compiled_block import Calls
+from rsdbench.engine.compiled_steps import compiled_accept, compiled_finish, compiled_verify
 from rsdbench.engine.drafting import Drafting, NoDrafting
 from rsdbench.engine.graphed import Graphs
 from rsdbench.engine.loading import Source, find_source, load_model, load_tokenizer
@@ -22,6 +23,7 @@ from rsdbench.engine.prefixes import Prefixes
 from rsdbench.engine.projections import join_projections
 from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
 from rsdbench.engine.row_layers import use_row_layers
+from rsdbench.engine.walk import slots_of
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
@@ -43,10 +45,10 @@ class Pair:
     target: Any
     drafter: Any
     tokenizer: Any = None
-    target_forward: Forward | None = None
-    drafter_forward: Forward | None = None
+    target_forward: CompiledForward | None = None
+    drafter_forward: CompiledForward | None = None
     graphs: Graphs | None = None
-    growers: dict[Drafting, Grow | None] = field(default_factory=dict)
+    growers: dict[Drafting, CompiledGrow | None] = field(default_factory=dict)
     prefixes: Prefixes = field(default_factory=Prefixes)
     quantization: str | None = None
 
@@ -94,18 +96,27 @@ class Pair:
             )
         self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter, True)
 
-    def steps(self, drafting: Drafting, rule: Rule, warp: Warp) -> Steps | None:
-        """A method's compiled steps, where forwards are compiled and the law is one that they know."""
+    def calls(self, drafting: Drafting, rule: Rule, warp: Warp, fanout: int) -> Calls | None:
+        """A method's compiled calls, if forwards are compiled, the law is one that they know and all can be compiled.
+
+        fanout: the most drafts below a node.
+        """
         if self.target_forward is None or warp.temperature == 0 or warp.top_p < 1:
             return None
-        if drafting not in self.growers:
-            self.growers[drafting] = self.grower(drafting)
-        return Steps(rule, self.target.config.vocab_size, self.growers[drafting])
-
-    def grower(self, drafting: Drafting) -> Grow | None:
-        """A drafting's compiled levels, if it drafts and can be compiled."""
+        vocabulary = self.target.config.vocab_size
         if isinstance(drafting, NoDrafting):
-            return None
+            grow, verify, accept = None, compiled_finish(vocabulary), compiled_accept(1)
+            needed = verify, accept
+        else:
+            if drafting not in self.growers:
+                self.growers[drafting] = self.grower(drafting)
+            grow, accept = self.growers[drafting], compiled_accept(2)
+            verify = compiled_verify(rule, slots_of(fanout), vocabulary)
+            needed = grow, verify, accept
+        return None if None in needed else Calls(self.target_forward, grow, verify, accept)
+
+    def grower(self, drafting: Drafting) -> CompiledGrow | None:
+        """A drafting's compiled levels, if it can be compiled."""
         with suppress(UsageError):
             return CompiledGrow(self.drafter, drafting)
         return None

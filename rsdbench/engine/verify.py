@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rsdbench.engine import walk
-from rsdbench.engine.compiled_steps import Steps
 from rsdbench.engine.fused import fused
 from rsdbench.engine.judge import Verdicts, follow, judge
 from rsdbench.engine.tree import DraftTree, TreeShape, node_depths, row_levels
@@ -22,20 +21,15 @@ kept_start = lru_cache(maxsize=64)(walk.start)  # on a CPU alone: a recording mu
 
 def verify(
     shape: TreeShape, tree: DraftTree, tempered: Tensor, rule: Rule, warp: Warp, uniforms: Tensor, noise: Tensor,
-    root: Tensor, compiled: Steps | None = None,
+    root: Tensor,
 ) -> Outcome:  # fmt: skip
     """Accept drafts from the root downwards and draw the last token.
 
     tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, `walk.slots_of` the largest fanout];
-    noise [B, V], Gumbel, for the last token; root [B, 1], the token there; compiled: the same walk, compiled for this
-    rule.
+    noise [B, V], Gumbel, for the last token; root [B, 1], the token there.
     """
     drafts = Drafts(tempered, tree.laws, tree.tokens, tree.parents, tree.valid)
     free = reading_is_free(tempered.device)
-    if compiled is not None:
-        outcome = compiled.verify(drafts, walk.slots_of(max(shape.fanouts, default=1)), uniforms, noise, root)
-        if outcome is not None:
-            return outcome
     if shape.depth and len(tempered) == 1 and not free:
         state = follow(drafts, verdicts(shape, tree, drafts, rule, warp, uniforms), shape.depth)
         return fused(walk.finish)(warp, tempered, root, noise, state)
