@@ -8,8 +8,7 @@ by turns, as medians of ratios, because machines are shared and noisy.
 1. Batch 16 against batch 1, in tokens a second of decoding; and the bare forwards of 2. alone, in sequences a second,
    which is what the arithmetic of this machine leaves room for.
 2. Decode time of a block against the sum of its bare forwards: L drafter forwards at their widths and one target
-   forward at B + 1 rows, each from tokens to laws with the same cache and masks, and nothing else. Forwards are
-   compiled, as they are in a run.
+   forward at B + 1 rows, each a call of the compiled forward that takes tokens to laws, with arguments that lie ready.
 3. Decode time of a block with the models' own forwards against compiled ones.
 4. The bare forwards against the floor that memory sets: each forward reads its weights once, at the rate at which one
    row goes through a matrix of 150 MB.
@@ -31,6 +30,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import rsdbench
 from rsdbench.engine.decode import Generation
@@ -81,26 +81,32 @@ def batch_gain(pair: Pair, method: str, structure: str, repeats: int) -> float:
 
 
 def bare_forwards(pair: Pair, method: str, structure: str, length: int, batch: int = 1) -> Callable[[], None]:
-    """A function that runs one block's forwards and nothing else, on sequences of `length` tokens."""
+    """A function that calls one block's compiled forwards and does nothing else, on sequences of `length` tokens."""
     shape, warp = get_shape(method, structure), Warp(TEMPERATURE)
-    positions = length + shape.depth + 2
-    target = Lane(pair.target, shape, warp, batch, positions, compiled=pair.target_forward)
-    drafter = Lane(pair.drafter, shape, warp, batch, positions, True, pair.drafter_forward) if shape.depth else None
-    position = torch.full((batch,), length)
+    positions, position = length + shape.depth + 2, torch.full((batch,), length)
     ancestors = torch.eye(1 + shape.budget, dtype=torch.bool).expand(batch, -1, -1).contiguous()
     tokens = torch.full((batch, 1 + shape.budget), 5)
-    two = tokens[:, :1].expand(batch, 2)
-    levels = [slice(shape.level(d).start + 1, shape.level(d).stop + 1) for d in range(1, shape.depth)]
-    steps = [(tokens[:, rows], rows.start, ancestors[:, rows]) for rows in levels]
+    calls = []
+
+    @torch.inference_mode()
+    def prepare(lane: Lane, tokens: Tensor, row: int, ancestors: Tensor) -> None:
+        if not lane.cache.storage:
+            lane.rows(tokens, row, lane.begin(position, length), ancestors)  # allocates
+        inputs = lane.inputs(tokens, row, lane.begin(position, length), ancestors)
+        calls.append((lane.compiled.library.run, [*(x.contiguous() for x in inputs), *lane.cache.views(batch)]))
+
+    if shape.depth:
+        drafter = Lane(pair.drafter, shape, warp, batch, positions, True, pair.drafter_forward)
+        prepare(drafter, tokens[:, :1].expand(batch, 2), -1, drafter.two_rows)
+        for rows in (slice(shape.level(d).start + 1, shape.level(d).stop + 1) for d in range(1, shape.depth)):
+            prepare(drafter, tokens[:, rows], rows.start, ancestors[:, rows])
+    target = Lane(pair.target, shape, warp, batch, positions, compiled=pair.target_forward)
+    prepare(target, tokens, 0, ancestors)
 
     @torch.inference_mode()
     def run() -> None:
-        if drafter is not None:
-            block = drafter.begin(position, length)
-            drafter.rows(two, -1, block, drafter.two_rows)
-            for level_tokens, row, level_ancestors in steps:
-                drafter.rows(level_tokens, row, block, level_ancestors)
-        target.rows(tokens, 0, target.begin(position, length), ancestors)
+        for call, inputs in calls:
+            call(list(inputs))
 
     return run
 

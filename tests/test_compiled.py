@@ -9,7 +9,7 @@ import torch
 
 import rsdbench
 from rsdbench.engine import ahead, compiled
-from rsdbench.engine.compiled import Above, CompiledForward, DraftStep, Rows, examples
+from rsdbench.engine.compiled import Above, Block, CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
 from rsdbench.engine.drafting import Level, Sequences
 from rsdbench.engine.methods import METHODS
 from rsdbench.engine.models import COMPILED, EAGER, lay_out
@@ -86,27 +86,44 @@ DRAFTED = [pytest.param(kind, *level, marks=pytest.mark.slow if kind == "llama" 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, above, width, before):
     torch.manual_seed(above + width)
-    pair, drafting, rows, end = compiled_pairs[kind], DRAFTINGS[name], above + before, 9
+    pair, drafting, rows, end, nodes = compiled_pairs[kind], DRAFTINGS[name], above + before, 9, 14
     storage = [torch.randn(batch, *x.shape[1:2], 30, x.shape[3]) for x in examples(pair.drafter)[1]]
-    ancestors = torch.rand(batch, rows, 1 + 14) < 0.5
-    ancestors[..., 0] = True
-    inputs = Rows(
-        torch.randint(64, (batch, rows)), torch.arange(rows) - before, ancestors, torch.randint(3, end + 1, (batch,)),
-        torch.arange(end), torch.tensor(1), torch.arange(rows) + 1 - before, torch.tensor(0.7),
-    )  # fmt: skip
+    first = 1 - before  # the column of the first row: the token before the root, the root or the first node
+    columns, own = torch.arange(rows) + first + (0 if before else 1), torch.rand(1, width, 1 + nodes) < 0.2
+    growth = Growth(torch.arange(rows) + int(columns[0]) - 1, columns, torch.arange(width) + int(columns[-1]) - 1, own)
+    length, limit = torch.randint(3, end + 1, (batch,)), torch.tensor(end + rows)
+    block = Block(length, torch.arange(end), torch.tensor(1), torch.tensor(0.7), limit)
     noise = gumbel_noise((batch, drafting.noise_rows(above, width), 64), torch.Generator().manual_seed(1))
-    own, scores = torch.rand(1, width, 15) < 0.2, torch.randn(2, batch, above) - 2
-    more = Above(noise, own, torch.rand(batch, above) < 0.8, *scores)
+    valid, scores = torch.rand(batch, above) < 0.8, torch.randn(2, batch, above) - 2
+    tree = Drafted(
+        torch.randint(64, (batch, 2 + nodes)), torch.rand(batch, 2 + nodes, 1 + nodes) < 0.5,
+        torch.full((batch, nodes), -9), torch.ones(batch, nodes).bool(), torch.full((batch, 1 + nodes, 64), -9.0),
+    )  # fmt: skip
+    tree.ancestors[..., 0] = True
+    asked = Rows(
+        tree.tokens[:, columns], growth.depths, tree.ancestors[:, columns], length, *block[1:3], columns, block[3]
+    )
+    copies = [tuple(x.clone() for x in tree), [x.clone() for x in storage]]
     with torch.inference_mode():
-        theirs = DraftStep(pair.drafter, drafting)(inputs, [x.clone() for x in storage], more)
-        laws, level, seen = pair.grower(drafting)(inputs, storage, more)
-    torch.testing.assert_close(laws, theirs[0], rtol=1e-4, atol=2e-4)
-    for ours, expected in zip((*level, seen), theirs[1:], strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
-    plain = drafting.expand(Level(inputs.tokens[:, before:], None, *more[2:]), theirs[0], noise, width)
-    for ours, expected in zip(level, plain, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
-    assert torch.equal(seen, level_rows(ancestors[:, before:], plain.parents, own))
+        laws = Step(pair.drafter)(asked, [x.clone() for x in storage])[:, before:]
+        theirs = DraftStep(pair.drafter, drafting)(growth, block, Above(noise, valid, *scores), *copies)
+        ours = pair.grower(drafting).library.run([*growth, *block, noise, valid, *scores, *tree, *storage])
+    for found, expected in zip((*ours, *tree), (*theirs, *copies[0]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+    plain = drafting.expand(Level(tree.tokens[:, columns[before:]], None, valid, *scores), laws, noise, width)
+    for found, expected in zip(ours, plain[2:], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    filled, there = growth.nodes, columns[before:]
+    assert torch.equal(tree.tokens[:, filled + 2], plain.tokens)
+    assert torch.equal(tree.parents[:, filled], plain.parents + int(there[0]) - 2)
+    depth = length.unsqueeze(1) + int(growth.depths[before]) + 1
+    assert torch.equal(tree.valid[:, filled], plain.valid & (depth < limit))
+    assert torch.equal(tree.ancestors[:, filled + 2], level_rows(asked.ancestors[:, before:], plain.parents, own))
+    torch.testing.assert_close(tree.laws[:, there - 1], laws, rtol=1e-3, atol=1e-3)
+    left = torch.ones(nodes).bool()
+    left[filled] = False
+    assert (tree.parents[:, left] == -9).all(), "nothing else is written"
 
 
 def test_a_drafting_that_cannot_be_compiled_runs_as_it_is(compiled_pairs, monkeypatch):
@@ -167,8 +184,12 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
         raise AssertionError("it is there already")
 
     files = {f.name: f.stat().st_mtime_ns for f in cache.iterdir()}
-    models = [model for pair in compiled_pairs.values() for model in (pair.target, pair.drafter)]
-    assert len({file_of(model).name for model in models} & set(files)) == 3, "two of OPT, one of Llama"
+    names = {file_of(pair.target).name for pair in compiled_pairs.values()}
+    for pair in compiled_pairs.values():
+        with compiled.attention(pair.drafter):
+            names.add(file_of(pair.drafter).name)
+    assert names <= set(files)
+    assert len(names) == 4, "targets and drafters, which attend in another way, of OPT and of Llama"
     assert all(name.endswith(".pt2") for name in files), "nothing half written stays"
     monkeypatch.setattr(ahead, "build", refuse)
     other = make_pair("mixed", noise=0.3)

@@ -1,17 +1,23 @@
 """Compiled steps of drafting and verification: the same numbers as the functions that they are made of."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+import rsdbench
 from rsdbench.engine import ahead, compiled_steps, walk
 from rsdbench.engine.cache import TreeCache, accept
-from rsdbench.engine.compiled_steps import PLAIN, Steps
+from rsdbench.engine.compiled_steps import PLAIN
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.engine.tree import DraftTree
 from rsdbench.engine.verify import verify
 from rsdbench.engine.walk import slots_of
 from rsdbench.rules.recursive_rejection import recursive_rejection
 from rsdbench.sampling.gumbel import gumbel_noise
+from rsdbench.sampling.laws import Warp
+
+from .conftest import make_pair
 
 pytestmark = pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 WORDS = 19
@@ -24,12 +30,6 @@ def cache(compiled_cache):
 
 def random_law(*shape):
     return (2 * torch.randn(*shape, WORDS)).log_softmax(-1)
-
-
-def equal(ours, theirs):
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def random_tree(shape, batch):
@@ -52,23 +52,25 @@ def random_tree(shape, batch):
 def test_verification_goes_the_same_way(method, structure, batch):
     torch.manual_seed(batch)
     shape, rule = get_shape(method, structure), METHODS[method].rule
-    steps = Steps(rule, WORDS, None)
     accepted = 0
     for _ in range(40):
-        tree, tempered, *numbers = random_tree(shape, batch)
-        ours = verify(shape, tree, tempered, rule, PLAIN, *numbers, steps)
-        theirs = verify(shape, tree, tempered, rule, PLAIN, *numbers)
-        assert torch.equal(ours.accepted, theirs.accepted)
-        assert torch.equal(ours.rows, theirs.rows)
-        assert torch.equal(ours.last_two, theirs.last_two)
-        for row, kept in enumerate(ours.accepted.tolist()):  # what is behind the last token is undefined
-            assert torch.equal(ours.report[row, : kept + 2], theirs.report[row, : kept + 2])
-        accepted += int(ours.accepted.sum())
+        tree, tempered, uniforms, noise, root = random_tree(shape, batch)
+        theirs = verify(shape, tree, tempered, rule, PLAIN, uniforms, noise, root)
+        tokens = torch.cat([torch.zeros_like(root), root, tree.tokens], 1)
+        if shape.depth:
+            library = compiled_steps.compiled_verify(rule, slots_of(max(shape.fanouts)), WORDS)
+            inputs = uniforms, noise, tokens, tempered, tree.laws, tree.parents.contiguous(), tree.valid
+        else:
+            library, inputs = compiled_steps.compiled_finish(WORDS), (noise, tokens, tempered)
+        report, rows, kept = library.run(list(inputs))
+        assert torch.equal(kept, theirs.accepted)
+        assert torch.equal(rows, theirs.rows)
+        assert torch.equal(tokens, torch.cat([theirs.last_two, tree.tokens], 1))
+        for row, count in enumerate(kept.tolist()):  # what is behind the last token is undefined
+            assert torch.equal(report[row, : count + 2], theirs.report[row, : count + 2])
+        accepted += int(kept.sum())
     if shape.depth:
         assert 0 < accepted < 40 * batch * shape.depth
-        assert compiled_steps.compiled_verify(rule, slots_of(max(shape.fanouts)), WORDS) is not None
-    else:
-        assert compiled_steps.compiled_finish(WORDS) is not None
 
 
 def random_caches(lanes):
@@ -89,9 +91,8 @@ def test_accepted_rows_move_the_same_way(lanes, batch, rows):
     accepted_rows = torch.stack([torch.cat([torch.zeros(1), torch.randperm(6)[: rows - 1] + 1]) for _ in range(batch)])
     accepted, length = torch.randint(rows, (batch,)), torch.randint(1, 9, (batch,))
     ours, theirs, before = (random_caches(lanes) for _ in range(3))
-    steps = Steps(METHODS["sd"].rule, WORDS, None)
-    assert compiled_steps.compiled_accept(lanes) is not None
-    found = steps.accept(ours, accepted_rows.long(), accepted, length)
+    found, storages = length.clone(), [cache.storage[0] for cache in ours]
+    compiled_steps.compiled_accept(lanes).run([accepted_rows.long(), accepted, found, ours[0].first, *storages])
     assert torch.equal(found, accept(theirs, accepted_rows.long(), accepted, length))
     assert torch.equal(found, length + accepted + 1)
     for a, b, c in zip(ours, theirs, before, strict=True):
@@ -118,13 +119,24 @@ def a_new_rule(p, q, drafts, present):
     return recursive_rejection(p, q, drafts, present)
 
 
-def test_a_rule_that_cannot_be_compiled_runs_as_it_is():
-    torch.manual_seed(0)
-    shape = get_shape("rsd_c", "2-2")
-    tree, tempered, *numbers = random_tree(shape, 3)
-    expected = verify(shape, tree, tempered, recursive_rejection, PLAIN, *numbers)
-    equal(verify(shape, tree, tempered, a_new_rule, PLAIN, *numbers, Steps(a_new_rule, WORDS, None)), expected)
-    assert compiled_steps.compiled_verify(a_new_rule, 2, WORDS) is None
+def test_a_rule_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    pair, prompts = make_pair("mixed"), [[2, 5, 6, 7], [3, 8]]
+    expected = rsdbench.generate(pair, prompts, "rsd_c", "2-2", 12, 0.7)
+    pair.compile()
+    method = METHODS["rsd_c"]
+    assert pair.calls(method.drafting, method.rule, Warp(0.7), 2) is not None
+    assert pair.calls(method.drafting, a_new_rule, Warp(0.7), 2) is None
+    assert compiled_steps.compiled_verify(a_new_rule, 2, 64) is None
+    monkeypatch.setitem(METHODS, "rsd_c", replace(method, rule=a_new_rule))
+    assert rsdbench.generate(pair, prompts, "rsd_c", "2-2", 12, 0.7).tokens == expected.tokens
+
+
+def test_laws_that_compiled_calls_do_not_know_take_the_functions_as_they_are():
+    pair = make_pair("mixed")
+    pair.compile()
+    method = METHODS["sd"]
+    assert pair.calls(method.drafting, method.rule, Warp(0.0), 1) is None
+    assert pair.calls(method.drafting, method.rule, Warp(0.7, 0.9), 1) is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
