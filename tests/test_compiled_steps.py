@@ -10,6 +10,7 @@ from rsdbench.engine import ahead, compiled_steps, walk
 from rsdbench.engine.cache import TreeCache, accept
 from rsdbench.engine.compiled_steps import PLAIN
 from rsdbench.engine.methods import METHODS, get_shape
+from rsdbench.engine.models import Pair
 from rsdbench.engine.tree import DraftTree
 from rsdbench.engine.verify import verify
 from rsdbench.engine.walk import slots_of
@@ -73,26 +74,26 @@ def test_verification_goes_the_same_way(method, structure, batch):
         assert 0 < accepted < 40 * batch * shape.depth
 
 
-def random_caches(lanes):
+def random_caches(dtypes):
     """Of a target and a drafter, for four sequences and trees of six nodes: the same at each call."""
     generator = torch.Generator().manual_seed(0)
-    caches = [TreeCache([torch.device("cpu")] * layers, 4, 6, 20) for layers in (3, 1)[:lanes]]
-    for heads, cache in zip((4, 2), caches, strict=False):
-        cache.allocate(torch.zeros(4, heads, 1, 5))
+    caches = [TreeCache([torch.device("cpu")] * layers, 4, 6, 20) for layers in (3, 1)[: len(dtypes)]]
+    for heads, dtype, cache in zip((4, 2), dtypes, caches, strict=False):
+        cache.allocate(torch.zeros(4, heads, 1, 5, dtype=dtype))
         cache.storage[0].normal_(generator=generator)
     return caches
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_accepted_rows_move_the_same_way(lanes, batch, rows):
+@pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_accepted_rows_move_the_same_way(dtypes, batch, rows):
     torch.manual_seed(rows)
     accepted_rows = torch.stack([torch.cat([torch.zeros(1), torch.randperm(6)[: rows - 1] + 1]) for _ in range(batch)])
     accepted, length = torch.randint(rows, (batch,)), torch.randint(1, 9, (batch,))
-    ours, theirs, before = (random_caches(lanes) for _ in range(3))
+    ours, theirs, before = (random_caches(dtypes) for _ in range(3))
     found, storages = length.clone(), [cache.storage[0] for cache in ours]
-    compiled_steps.compiled_accept(lanes).run([accepted_rows.long(), accepted, found, ours[0].first, *storages])
+    compiled_steps.compiled_accept(*dtypes).run([accepted_rows.long(), accepted, found, ours[0].first, *storages])
     assert torch.equal(found, accept(theirs, accepted_rows.long(), accepted, length))
     assert torch.equal(found, length + accepted + 1)
     for a, b, c in zip(ours, theirs, before, strict=True):
@@ -137,6 +138,23 @@ def test_laws_that_compiled_calls_do_not_know_take_the_functions_as_they_are():
     method = METHODS["sd"]
     assert pair.calls(method.drafting, method.rule, Warp(0.0), 1) is None
     assert pair.calls(method.drafting, method.rule, Warp(0.7, 0.9), 1) is None
+    pair.target.double()
+    assert pair.calls(method.drafting, method.rule, Warp(0.7), 1) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "structure"), [("ar", "0"), ("rsd_c", "2-2")])
+def test_models_in_bfloat16_decode_as_with_the_functions_as_they_are(method, structure, monkeypatch):
+    """The forwards are the same, a drafter's is compiled with what follows: rounding decides a prompt or two."""
+    pair, prompts = make_pair("mixed"), [[2, *range(i + 3, i + 9)] for i in range(20)]
+    for model in (pair.target, pair.drafter):
+        model.bfloat16()
+    pair.compile()
+    assert pair.calls(METHODS[method].drafting, METHODS[method].rule, Warp(0.7), 2) is not None
+    ours = rsdbench.generate(pair, prompts, method, structure, 12, 0.7, seed=4)
+    monkeypatch.setattr(Pair, "calls", lambda *_: None)
+    theirs = rsdbench.generate(pair, prompts, method, structure, 12, 0.7, seed=4)
+    assert sum(a != b for a, b in zip(ours.tokens, theirs.tokens, strict=True)) <= (2 if method == "rsd_c" else 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])

@@ -146,7 +146,7 @@ GROWING = (
     tuple(Growth(depths={0: DYNAMIC}, columns={0: DYNAMIC}, nodes={0: DYNAMIC}, own={1: DYNAMIC, 2: DYNAMIC})),
     tuple(Block(length={0: DYNAMIC}, steps={0: DYNAMIC}, previous={}, temperature={}, limit={})),
     tuple(Above(noise=BATCHED, valid=BATCHED, log_prob=BATCHED, score=BATCHED)),
-    tuple(Drafted(BATCHED, dict.fromkeys(range(3), DYNAMIC), parents=BATCHED, valid=BATCHED, laws=BATCHED)),
+    tuple(Drafted(BATCHED, ancestors=BATCHED | {2: DYNAMIC}, parents=BATCHED, valid=BATCHED, laws=BATCHED)),
 )
 
 
@@ -191,8 +191,7 @@ class CompiledForward:
         with attention(model) if drafts else nullcontext():
             self.library = library(
                 type(model).__name__, parts(model), Step(model), (tuple(rows), storage),
-                (tuple(SIZES), storage_sizes(storage)),
-                **WITHOUT_WEIGHTS,
+                (tuple(SIZES), storage_sizes(storage)), **WITHOUT_WEIGHTS,
             )  # fmt: skip
         self.weights = self.library.set_weights(Step(model).state_dict())
 
@@ -235,24 +234,20 @@ def storage_sizes(storage: list[Tensor]) -> list[dict[int, Any]]:
 
 def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Block, Above, Drafted, list[Tensor]]:
     """Inputs of a level of 6 nodes below 3, behind another row, of trees of 11; sizes that differ are different."""
-    rows, storage = examples(model, 11)
+    nodes, words, dtype = 11, model.config.vocab_size, torch.long
+    rows, storage = examples(model, nodes)
     batch, given = rows.tokens.shape
-    level, nodes = given - 1, rows.ancestors.shape[2] - 1
-    width, words = 2 * level, model.config.vocab_size
+    above, width = given - 1, 2 * (given - 1)
     own = torch.zeros(1, width, 1 + nodes, dtype=torch.bool)
-    growth = Growth(rows.depths, rows.columns, torch.arange(width) + 4, own)
-    block = Block(rows.length, rows.steps, rows.previous, rows.temperature, torch.tensor(100))
-    noise, valid = torch.zeros(batch, drafting.noise_rows(level, width), words), torch.ones(batch, level).bool()
-    numbers = torch.zeros(batch, nodes, dtype=torch.long)
-    return growth, block, Above(noise, valid, torch.zeros(batch, level), torch.zeros(batch, level)), Drafted(
-        torch.zeros(batch, 2 + nodes, dtype=torch.long), torch.ones(batch, 2 + nodes, 1 + nodes).bool(),
-        numbers, numbers.bool(), torch.zeros(batch, 9, words, dtype=law_dtype(model)),
-    ), storage  # fmt: skip
-
-
-def law_dtype(model: Any) -> torch.dtype:
-    """That of `tempered` laws."""
-    return torch.promote_types(model.dtype, torch.float32)
+    growth = Growth(rows.depths, rows.columns, torch.arange(width) + above + 1, own)
+    block = Block(rows.length, rows.steps, rows.previous, rows.temperature, limit=torch.tensor(100))
+    noise, scores = torch.zeros(batch, drafting.noise_rows(above, width), words), torch.zeros(2, batch, above)
+    drafted = Drafted(
+        tokens=torch.zeros(batch, 2 + nodes, dtype=dtype), parents=torch.zeros(batch, nodes, dtype=dtype),
+        ancestors=torch.ones(batch, 2 + nodes, 1 + nodes, dtype=torch.bool),
+        valid=torch.zeros(batch, nodes, dtype=torch.bool), laws=torch.zeros(batch, 9, words),
+    )  # fmt: skip
+    return growth, block, Above(noise, torch.ones(batch, above).bool(), scores[0], scores[1]), drafted, storage
 
 
 def examples(model: Any, nodes: int = 6) -> tuple[Rows, list[Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rsdbench.engine.ahead import Library
-from rsdbench.engine.compiled import CompiledForward, CompiledGrow, Drafted, Growth, law_dtype
+from rsdbench.engine.compiled import CompiledForward, CompiledGrow, Drafted, Growth
 from rsdbench.engine.drafting import root_level
 from rsdbench.engine.lane import Lane, row_numbers
 from rsdbench.engine.tree import TreeShape, fixed_ancestors, fixed_parents, own_rows, row_depths
@@ -43,17 +43,15 @@ class CompiledBlock:
         shape, batch, device = target.shape, len(length), target.device
         self.calls, self.device, self.depth = calls, device, shape.depth
         self.length = length.clone()
-        self.drafted = empty_tree(shape, last_two, target.model.config.vocab_size, law_dtype(target.model))
+        self.drafted = empty_tree(shape, last_two, target.model.config.vocab_size)
         self.last_two = self.drafted.tokens[:, :2]
         self.levels = [] if drafter is None else [[*growth(shape, d, device), self.length] for d in range(shape.depth)]
         if drafter is not None:
             self.root = root_level(batch, device)[2:]
             self.middle = [drafter.previous, drafter.temperature, torch.tensor(limit)]
             self.behind = [*self.drafted, *drafter.cache.views(batch)]
-        self.depths, self.columns = (
-            row_depths(shape, 0, 1 + shape.budget, device),
-            row_numbers(1, 1 + shape.budget, device),
-        )
+        self.depths = row_depths(shape, 0, 1 + shape.budget, device)
+        self.columns = row_numbers(1, 1 + shape.budget, device)
         self.target, self.storage = target, target.cache.views(batch)
         caches = [lane.cache for lane in (target, drafter) if lane is not None]
         self.moved = [self.length, target.cache.first, *(cache.storage[0] for cache in caches)]
@@ -85,7 +83,7 @@ class CompiledBlock:
         self.calls.accept.run([rows.contiguous(), accepted, *self.moved])
 
 
-def empty_tree(shape: TreeShape, last_two: Tensor, vocabulary: int, dtype: torch.dtype) -> Drafted:
+def empty_tree(shape: TreeShape, last_two: Tensor, vocabulary: int) -> Drafted:
     """Trees without drafts below the last of two tokens [B, 2], with what is known of them before."""
     batch, device = len(last_two), last_two.device
     nodes = torch.zeros(batch, shape.budget, dtype=torch.long, device=device)
@@ -96,7 +94,7 @@ def empty_tree(shape: TreeShape, last_two: Tensor, vocabulary: int, dtype: torch
         ancestors=torch.cat([torch.zeros_like(own[:1]), own]).expand(batch, -1, -1).contiguous(),
         parents=nodes if drawn else fixed_parents(shape, batch, device).clone(),
         valid=nodes.bool(),
-        laws=torch.zeros(batch, 1 + shape.expanded, vocabulary, dtype=dtype, device=device),
+        laws=torch.zeros(batch, 1 + shape.expanded, vocabulary, device=device),
     )
 
 

@@ -127,8 +127,8 @@ def compiled_finish(vocabulary: int) -> Library:
 
 @lru_cache(maxsize=8)
 @or_none
-def compiled_accept(lanes: int) -> Library:
-    """`cache.accept`, with the first columns and storages of the target and, of two lanes, of the drafter.
+def compiled_accept(*dtypes: torch.dtype) -> Library:
+    """`cache.accept`, with storages of these types, the target's and, if there is one, the drafter's.
 
     Inputs: rows, accepted, length, which becomes the new one, the storages' first column, the storages.
     """
@@ -141,8 +141,8 @@ def compiled_accept(lanes: int) -> Library:
         return ()
 
     rows, numbers = torch.arange(3).expand(BATCH, -1).contiguous(), torch.zeros(BATCH, dtype=torch.long)
-    storages = [torch.zeros(3, 2, BATCH + 2, 4, 20, 5 + lane) for lane in range(lanes)]
+    storages = [torch.zeros(3, 2, BATCH + 2, 4, 20, 5 + lane, dtype=dtype) for lane, dtype in enumerate(dtypes)]
     return compiled(
-        "accept", function, lanes, 1, (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
+        "accept", function, dtypes, 1, (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
         *((storage, "02345") for storage in storages),
     )  # fmt: skip

@@ -97,20 +97,21 @@ class Pair:
         self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter, True)
 
     def calls(self, drafting: Drafting, rule: Rule, warp: Warp, fanout: int) -> Calls | None:
-        """A method's compiled calls, if forwards are compiled, the law is one that they know and all can be compiled.
+        """A method's compiled calls, if forwards are compiled, the laws are such as they know and all can be compiled.
 
         fanout: the most drafts below a node.
         """
-        if self.target_forward is None or warp.temperature == 0 or warp.top_p < 1:
+        dtypes = self.target.dtype, self.drafter.dtype
+        if self.target_forward is None or warp.temperature == 0 or warp.top_p < 1 or torch.float64 in dtypes:
             return None
         vocabulary = self.target.config.vocab_size
         if isinstance(drafting, NoDrafting):
-            grow, verify, accept = None, compiled_finish(vocabulary), compiled_accept(1)
+            grow, verify, accept = None, compiled_finish(vocabulary), compiled_accept(dtypes[0])
             needed = verify, accept
         else:
             if drafting not in self.growers:
                 self.growers[drafting] = self.grower(drafting)
-            grow, accept = self.growers[drafting], compiled_accept(2)
+            grow, accept = self.growers[drafting], compiled_accept(*dtypes)
             verify = compiled_verify(rule, slots_of(fanout), vocabulary)
             needed = grow, verify, accept
         return None if None in needed else Calls(self.target_forward, grow, verify, accept)
