@@ -17,7 +17,7 @@ from rsdbench.engine.tree import level_rows
 from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
 
-from .commands import SMALL, cells
+from .commands import LONG_ENOUGH, SMALL, Command, cells
 from .commands import rsdbench as command
 from .conftest import all_structures, make_pair
 
@@ -234,7 +234,8 @@ def forward_of(file):
 
 def test_a_run_compiles_and_its_records_say_so(cache, tmp_path):
     environment = {"XDG_CACHE_HOME": str(cache.parents[1])}
-    command("run", *SMALL, "drafter=opt-25k", "compile=auto", f"results={tmp_path / 'results'}", **environment)
+    compiling = Command("run", *SMALL, "compile=auto", f"results={tmp_path / 'results'}", **environment)
+    compiling.wait(seconds=4 * LONG_ENOUGH)  # for half a dozen graphs, one after another
     assert {forward_of(f) for f in cells(tmp_path / "results")} == {COMPILED}
     frame = pd.concat(pd.read_parquet(f) for f in cells(tmp_path / "results"))
     assert (frame.blocks > 0).all()
