@@ -12,7 +12,9 @@ from rsdbench.engine import ahead, compiled
 from rsdbench.engine.compiled import Above, Block, CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
 from rsdbench.engine.drafting import Level, Sequences
 from rsdbench.engine.methods import METHODS
-from rsdbench.engine.models import COMPILED, EAGER, lay_out
+from rsdbench.engine.models import COMPILED, EAGER
+from rsdbench.engine.products import lay_out
+from rsdbench.engine.projections import join_projections
 from rsdbench.engine.tree import level_rows
 from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
@@ -210,6 +212,9 @@ def file_of(model):
 
 def test_another_architecture_has_another_graph(compiled_pairs):
     models = [make_pair("mixed", **other).target for other in ({}, {"vocabulary": 65}, {"positions": 65})]
+    assert file_of(models[0]) != file_of(compiled_pairs["mixed"].target), "its projections are not joined"
+    for model in models:
+        join_projections(model)
     files = [file_of(model) for model in models]
     assert len(set(files)) == 3
     assert files[0] == file_of(compiled_pairs["mixed"].target)
@@ -250,6 +255,7 @@ def test_a_damaged_graph_is_compiled_anew(compiled_pairs, cache, monkeypatch):
         return path
 
     model = make_pair("mixed", vocabulary=66).target
+    join_projections(model)
     file_of(model).write_bytes(b"half of a file")
     monkeypatch.setattr(ahead, "build", build)
     CompiledForward(model)

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsdbench.engine.products import linear, shims
 from rsdbench.errors import UsageError
 
+HERE = Path(__file__)
 # patterns would put a product and its bias into one call again, which copies the bias before it multiplies
 OPTIONS = {"pattern_matcher": False}
 
@@ -36,11 +38,18 @@ class Library:
         self.package = torch._inductor.aoti_load_package(str(path))
         self.run = self.package.loader.boxed_run  # calling the package reads its description anew each time, in 0.03 ms
 
-    def set_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Let the library read weights where they lie; returns those that it reads, which the caller must hold."""
+    def set_weights(self, module: torch.nn.Module) -> dict[str, Tensor]:
+        """Let the library read a module's weights where they lie; returns those, which the caller must hold."""
+        weights = weights_of(module)
         own = {name: weights[name] for name in self.package.get_constant_fqns()}
         self.package.load_constants(own, check_full_update=True, user_managed=True)
         return own
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all of their names, those of a module's state and others."""
+    named = *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)
+    return {name: weight.detach() for name, weight in named}
 
 
 def library(
@@ -82,22 +91,17 @@ def build(path: Path, module: torch.nn.Module, inputs: tuple, sizes: tuple, opti
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
         exported = exported.run_decompositions({torch.ops.aten.linear.default: linear})
-        options = OPTIONS | options
+        options = OPTIONS | shims() | options
         return Path(
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
         )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer as a product and a sum that is fused with what follows it."""
-    product = torch.matmul(x, weight.t())
-    return product if bias is None else product + bias
-
-
 def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:
     """Where a library lies; its name ends in a hash of what it depends on, versions, this processor and threads."""
     here = torch.__version__, version("transformers"), processor(), torch.get_num_threads(), sorted(options.items())
-    key = hashlib.sha256(repr((*parts, *here, Path(__file__).read_text())).encode()).hexdigest()[:16]
+    ours = [file.read_text() for file in (HERE, HERE.with_name("products.py"))]
+    key = hashlib.sha256(repr((*parts, *here, *ours)).encode()).hexdigest()[:16]
     return cache_folder() / f"{name}-{key}.pt2"
 
 

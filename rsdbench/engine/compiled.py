@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from rsdbench.engine.ahead import library, source
+from rsdbench.engine.ahead import library, source, weights_of
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
@@ -193,7 +193,7 @@ class CompiledForward:
                 type(model).__name__, parts(model), Step(model), (tuple(rows), storage),
                 (tuple(SIZES), storage_sizes(storage)), **WITHOUT_WEIGHTS,
             )  # fmt: skip
-        self.weights = self.library.set_weights(Step(model).state_dict())
+        self.weights = self.library.set_weights(Step(model))
 
     def __call__(self, rows: Rows, storage: list[Tensor]) -> Tensor:
         """See `Forward`."""
@@ -213,7 +213,7 @@ class CompiledGrow:
                 f"{type(model).__name__}-{kind.__name__}", whole, step, inputs, (*GROWING, storage_sizes(storage)),
                 **WITHOUT_WEIGHTS,
             )  # fmt: skip
-        self.weights = self.library.set_weights(step.state_dict())
+        self.weights = self.library.set_weights(step)
 
 
 @contextmanager
@@ -270,7 +270,7 @@ def examples(model: Any, nodes: int = 6) -> tuple[Rows, list[Tensor]]:
 def parts(model: Any) -> tuple[object, ...]:
     """What a compiled forward depends on: architecture and sizes, type, how the weights lie in memory, our code."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in UNLIKE}
-    strides = [(name, weight.stride()) for name, weight in model.named_parameters()]
+    strides = [(name, weight.stride()) for name, weight in weights_of(model).items()]
     return (
         type(model).__name__, sorted(config.items(), key=str), str(model.dtype), model.config._attn_implementation,
         strides, *(file.read_text() for file in SOURCES),

@@ -1,0 +1,95 @@
+"""Products with large matrices: oneDNN's numbers, called by compiled code itself, with weights where they lie."""
+
+import io
+import zipfile
+
+import pytest
+import torch
+
+from rsdbench.engine import ahead, products
+from rsdbench.engine.products import LARGE, large_linear, lay_out, linear
+from rsdbench.engine.projections import join_projections
+
+from .conftest import make_pair, tiny_opt
+
+pytestmark = pytest.mark.skipif(not products.onednn_at_hand(), reason="this build of torch has no oneDNN")
+SHIM = b"aoti_torch_cpu__linear_pointwise"
+
+
+def layers(inputs, outputs, by_input):
+    torch.manual_seed(inputs)
+    layer = torch.nn.Linear(inputs, outputs)
+    if by_input:
+        lay_out(layer)
+    return layer
+
+
+@pytest.mark.parametrize("by_input", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [(1,), (7,), (1, 31), (3, 5)])
+def test_a_large_product_gives_the_same_numbers(rows, bias, by_input):
+    layer = layers(320, 256, by_input)
+    assert layer.weight.is_contiguous() != by_input
+    x, bias = torch.randn(*rows, 320), layer.bias if bias else None
+    with torch.inference_mode():
+        ours, expected = linear(x, layer.weight, bias), torch.nn.functional.linear(x, layer.weight, bias)
+    assert ours.shape == (*rows, 256)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_exported_has_the_shapes_of_what_runs():
+    x, weight, bias = torch.randn(2, 3, 320), torch.randn(256, 320), torch.randn(256)
+    torch.library.opcheck(large_linear, (x, weight, bias, "none", None, None))
+    torch.library.opcheck(large_linear, (x, weight, None, "none", None, None))
+
+
+@pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+@pytest.mark.parametrize(("outputs", "calls"), [(LARGE // 256, True), (LARGE // 256 - 1, False)])
+def test_compiled_code_calls_onednn_for_large_matrices_and_reads_them_where_they_lie(outputs, calls, compiled_cache):
+    layer = layers(256, outputs, by_input=True)
+    sizes = ({0: torch.export.Dim.DYNAMIC},)
+    options = {"aot_inductor.package_constants_in_so": False}
+    library = ahead.library("layer", [outputs], layer, (torch.randn(3, 256),), sizes, **options)
+    own = library.set_weights(layer)
+    assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
+    for rows in (1, 9):
+        x = torch.randn(rows, 256)
+        torch.testing.assert_close(library.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
+    code = ahead.file_of("layer", [outputs], options).read_bytes()
+    assert any(SHIM in part for part in unpacked(code, ".so")) == calls
+
+
+def unpacked(package, suffix):
+    """The parts of a library's file that end so."""
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
+        return [archive.read(name) for name in archive.namelist() if name.endswith(suffix)]
+
+
+def test_weights_of_linear_layers_lie_by_input_and_are_the_same():
+    model, plain = make_pair("opt").target, make_pair("opt").target
+    lay_out(model)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            assert layer.weight.t().is_contiguous()
+    assert model.lm_head.weight is model.get_input_embeddings().weight, "still tied"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    tokens = torch.tensor([[2, 5, 9]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens).logits, plain(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_precision_stay_as_they_are():
+    model = tiny_opt(1).half()
+    before = [weight.data_ptr() for weight in model.parameters()]
+    lay_out(model)
+    assert [weight.data_ptr() for weight in model.parameters()] == before
+
+
+@pytest.mark.parametrize("by_input", [False, True])
+def test_joined_projections_lie_as_their_parts_did(by_input):
+    model = make_pair("opt").target
+    if by_input:
+        lay_out(model)
+    join_projections(model)
+    joint = model.model.decoder.layers[0].self_attn.q_proj.joint
+    assert (joint.weight.t() if by_input else joint.weight).is_contiguous()
