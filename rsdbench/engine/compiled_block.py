@@ -45,6 +45,7 @@ class CompiledBlock:
         self.length = length.clone()
         self.drafted = empty_tree(shape, last_two, target.model.config.vocab_size)
         self.last_two = self.drafted.tokens[:, :2]
+        self.given = [x[:, 1:] for x in self.drafted[:2]]  # to the target: without the token before the root
         self.levels = [] if drafter is None else [[*growth(shape, d, device), self.length] for d in range(shape.depth)]
         if drafter is not None:
             self.root = root_level(batch, device)[2:]
@@ -56,16 +57,15 @@ class CompiledBlock:
         caches = [lane.cache for lane in (target, drafter) if lane is not None]
         self.moved = [self.length, target.cache.first, *(cache.storage[0] for cache in caches)]
 
-    def draft(self, end: int, noise: Sequence[Tensor]) -> None:
-        """Draft the trees; noise: of each level, [B, noise_rows, V]; end: prefix positions that are read."""
-        steps, level, run = row_numbers(0, end, self.device), self.root, self.calls.grow.library.run
-        for before, own in zip(self.levels, noise, strict=True):
+    def draft(self, steps: Tensor, uniforms: Sequence[Tensor]) -> None:
+        """Draft the trees; steps [end], as in `Rows`; uniforms: of each level, [B, noise_rows, V]."""
+        level, run = self.root, self.calls.grow.library.run
+        for before, own in zip(self.levels, uniforms, strict=True):
             level = run([*before, steps, *self.middle, own.contiguous(), *level, *self.behind])
 
-    def forward(self, end: int) -> Tensor:
+    def forward(self, steps: Tensor) -> Tensor:
         """The target's laws at the root and at every node, [B, 1 + N, V]."""
-        tokens, ancestors = (x[:, 1:].contiguous() for x in self.drafted[:2])
-        steps = row_numbers(0, end, self.device)
+        tokens, ancestors = (x.contiguous() for x in self.given)
         return self.calls.forward.library.run(
             [tokens, self.depths, ancestors, self.length, steps, self.target.previous, self.columns,
              self.target.temperature, *self.storage]
