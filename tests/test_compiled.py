@@ -16,7 +16,7 @@ from rsdbench.engine.models import COMPILED, EAGER
 from rsdbench.engine.products import lay_out
 from rsdbench.engine.projections import join_projections
 from rsdbench.engine.tree import level_rows
-from rsdbench.sampling.gumbel import to_gumbel, uniform_noise
+from rsdbench.sampling.gumbel import gumbel_noise
 from rsdbench.sampling.laws import Warp
 
 from .commands import LONG_ENOUGH, SMALL, Command, cells
@@ -95,8 +95,7 @@ def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, abov
     growth = Growth(torch.arange(rows) + int(columns[0]) - 1, columns, torch.arange(width) + int(columns[-1]) - 1, own)
     length, limit = torch.randint(3, end + 1, (batch,)), torch.tensor(end + rows)
     block = Block(length, torch.arange(end), torch.tensor(1), torch.tensor(0.7), limit)
-    uniform = uniform_noise((batch, drafting.noise_rows(above, width), 64), torch.Generator().manual_seed(1))
-    noise = to_gumbel(uniform.clone())
+    noise = gumbel_noise((batch, drafting.noise_rows(above, width), 64), torch.Generator().manual_seed(1))
     valid, scores = torch.rand(batch, above) < 0.8, torch.randn(2, batch, above) - 2
     tree = Drafted(
         torch.randint(64, (batch, 2 + nodes)), torch.rand(batch, 2 + nodes, 1 + nodes) < 0.5,
@@ -109,8 +108,8 @@ def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, abov
     copies = [tuple(x.clone() for x in tree), [x.clone() for x in storage]]
     with torch.inference_mode():
         laws = Step(pair.drafter)(asked, [x.clone() for x in storage])[:, before:]
-        theirs = DraftStep(pair.drafter, drafting)(growth, block, Above(uniform, valid, *scores), *copies)
-        ours = pair.grower(drafting).library.run([*growth, *block, uniform, valid, *scores, *tree, *storage])
+        theirs = DraftStep(pair.drafter, drafting)(growth, block, Above(noise, valid, *scores), *copies)
+        ours = pair.grower(drafting).library.run([*growth, *block, noise, valid, *scores, *tree, *storage])
     for found, expected in zip((*ours, *tree), (*theirs, *copies[0]), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 

@@ -5,7 +5,7 @@ import torch
 
 from rsdbench.engine import randomness
 from rsdbench.engine.randomness import Randomness
-from rsdbench.sampling.gumbel import gumbel_noise, gumbel_of
+from rsdbench.sampling.gumbel import gumbel_noise
 
 BLOCKS = 40
 
@@ -46,20 +46,6 @@ def test_numbers_ahead_are_limited(monkeypatch, vocabulary, draws):
         source.block(1)
     assert len(shapes) == draws
     assert all(blocks * numbers <= max(randomness.NUMBERS, vocabulary) for blocks, numbers in shapes)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_noise_is_made_of_the_uniforms_that_may_be_asked_for(batch):
-    source, uniform = (Randomness(generator(), [1, 2], 64, 2, as_uniforms=raw) for raw in (False, True))
-    for _ in range(BLOCKS):
-        drafts, last, chances, _ = source.block(batch)
-        raw_drafts, raw_last, raw_chances, _ = uniform.block(batch)
-        assert torch.equal(chances, raw_chances)
-        torch.testing.assert_close(last, raw_last, rtol=0, atol=2e-6)
-        for ours, raw in zip(drafts, raw_drafts, strict=True):
-            assert (raw >= 0).all()
-            assert (raw < 1).all()
-            torch.testing.assert_close(gumbel_of(raw), ours, rtol=0, atol=2e-6)
 
 
 def test_a_batch_that_has_shrunk_to_one_goes_on_with_the_same_numbers():

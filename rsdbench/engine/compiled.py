@@ -22,7 +22,6 @@ from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, posit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
 from rsdbench.engine.tree import level_rows
-from rsdbench.sampling.gumbel import gumbel_of
 from rsdbench.sampling.laws import tempered
 
 HERE = Path(__file__)
@@ -124,12 +123,9 @@ class Growth(NamedTuple):
 
 
 class Above(NamedTuple):
-    """What else a level needs: uniforms that become its noise, [B, noise_rows, V]; `Level` of the level above.
+    """What else a level needs: noise [B, noise_rows, V]; valid, log_prob and score [B, W'] of the level above."""
 
-    valid, log_prob and score [B, W'].
-    """
-
-    uniform: Tensor
+    noise: Tensor
     valid: Tensor
     log_prob: Tensor
     score: Tensor
@@ -149,7 +145,7 @@ BATCHED = {0: DYNAMIC, 1: DYNAMIC}
 GROWING = (
     tuple(Growth(depths={0: DYNAMIC}, columns={0: DYNAMIC}, nodes={0: DYNAMIC}, own={1: DYNAMIC, 2: DYNAMIC})),
     tuple(Block(length={0: DYNAMIC}, steps={0: DYNAMIC}, previous={}, temperature={}, limit={})),
-    tuple(Above(uniform=BATCHED, valid=BATCHED, log_prob=BATCHED, score=BATCHED)),
+    tuple(Above(noise=BATCHED, valid=BATCHED, log_prob=BATCHED, score=BATCHED)),
     tuple(Drafted(BATCHED, ancestors=BATCHED | {2: DYNAMIC}, parents=BATCHED, valid=BATCHED, laws=BATCHED)),
 )
 
@@ -168,15 +164,14 @@ class DraftStep(torch.nn.Module):
         """Fill in a level; returns its valid, log_prob and score [B, W], which the next one takes."""
         depths, columns, nodes, own = growth
         length, steps, previous, temperature, limit = block
-        uniform, valid, log_prob, score = above
+        noise, valid, log_prob, score = above
         tree = Drafted(*drafted)
         tokens, ancestors = (x.index_select(1, columns) for x in tree[:2])
         rows = Rows(tokens, depths, ancestors, length, steps, previous, columns, temperature)
         behind, count = columns.shape[0] - valid.shape[1], valid.shape[1]
         laws, tokens, ancestors = (x.narrow(1, behind, count) for x in (self.step(rows, storage), tokens, ancestors))
         # nobody asks whose children the nodes above are: anything stands for their parents
-        level = Level(tokens, tokens, valid, log_prob, score)
-        level = self.drafting.expand(level, laws, gumbel_of(uniform), own.shape[1])
+        level = self.drafting.expand(Level(tokens, tokens, valid, log_prob, score), laws, noise, own.shape[1])
 
         columns, depth = columns.narrow(0, behind, count), depths.narrow(0, behind, 1) + 1
         tree.tokens.index_copy_(1, nodes + 2, level.tokens)
@@ -246,13 +241,13 @@ def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Block, Abo
     own = torch.zeros(1, width, 1 + nodes, dtype=torch.bool)
     growth = Growth(rows.depths, rows.columns, torch.arange(width) + above + 1, own)
     block = Block(rows.length, rows.steps, rows.previous, rows.temperature, limit=torch.tensor(100))
-    uniform, scores = torch.zeros(batch, drafting.noise_rows(above, width), words), torch.zeros(2, batch, above)
+    noise, scores = torch.zeros(batch, drafting.noise_rows(above, width), words), torch.zeros(2, batch, above)
     drafted = Drafted(
         tokens=torch.zeros(batch, 2 + nodes, dtype=dtype), parents=torch.zeros(batch, nodes, dtype=dtype),
         ancestors=torch.ones(batch, 2 + nodes, 1 + nodes, dtype=torch.bool),
         valid=torch.zeros(batch, nodes, dtype=torch.bool), laws=torch.zeros(batch, 9, words),
     )  # fmt: skip
-    return growth, block, Above(uniform, torch.ones(batch, above).bool(), scores[0], scores[1]), drafted, storage
+    return growth, block, Above(noise, torch.ones(batch, above).bool(), scores[0], scores[1]), drafted, storage
 
 
 def examples(model: Any, nodes: int = 6) -> tuple[Rows, list[Tensor]]:

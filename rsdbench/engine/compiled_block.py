@@ -57,10 +57,10 @@ class CompiledBlock:
         caches = [lane.cache for lane in (target, drafter) if lane is not None]
         self.moved = [self.length, target.cache.first, *(cache.storage[0] for cache in caches)]
 
-    def draft(self, steps: Tensor, uniforms: Sequence[Tensor]) -> None:
-        """Draft the trees; steps [end], as in `Rows`; uniforms: of each level, [B, noise_rows, V]."""
+    def draft(self, steps: Tensor, noise: Sequence[Tensor]) -> None:
+        """Draft the trees; steps [end], as in `Rows`; noise: of each level, [B, noise_rows, V]."""
         level, run = self.root, self.calls.grow.library.run
-        for before, own in zip(self.levels, uniforms, strict=True):
+        for before, own in zip(self.levels, noise, strict=True):
             level = run([*before, steps, *self.middle, own.contiguous(), *level, *self.behind])
 
     def forward(self, steps: Tensor) -> Tensor:

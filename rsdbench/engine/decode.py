@@ -24,7 +24,6 @@ from rsdbench.engine.tree import DraftTree, TreeShape
 from rsdbench.engine.verify import reading_is_free, to_host, verify
 from rsdbench.engine.walk import Outcome, slots_of
 from rsdbench.errors import UsageError
-from rsdbench.sampling.gumbel import to_gumbel
 from rsdbench.sampling.laws import Warp
 
 
@@ -125,8 +124,7 @@ class Decoder:
         slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
         generator = torch.Generator(self.device).manual_seed(seed)
         memory = None if self.graphs is None else partial(self.graphs.memory, "numbers")
-        words, as_uniforms = pair.target.config.vocab_size, self.calls is not None
-        self.randomness = Randomness(generator, rows, words, slots, memory, as_uniforms)
+        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots, memory)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
         self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
@@ -237,8 +235,6 @@ class Decoder:
         For recordings the noise of all levels is one piece.
         """
         numbers = self.randomness.block(len(self.alive))
-        for uniform in numbers.drafts if self.randomness.as_uniforms else ():
-            to_gumbel(uniform)
         noise = numbers.drafts if self.graphs is None else (numbers.whole,)
         return self.last_two, self.length, numbers.last, numbers.uniforms, *noise
 
@@ -304,16 +300,16 @@ class Decoder:
         """Keep what each sequence may keep of its block, count it, and close the rows of those that have ended."""
         ended = []
         for row, (prompt, (accepted, *tokens)) in enumerate(zip(self.alive, host, strict=True)):
-            before = self.out.tokens[prompt]
-            kept = tokens[: min(accepted + 1, self.room[prompt] - len(before))]
+            own = self.out.tokens[prompt]
+            kept = tokens[: min(accepted + 1, self.room[prompt] - len(own))]
             if not self.ends.isdisjoint(kept):
                 kept = kept[: 1 + next(i for i, token in enumerate(kept) if token in self.ends)]
-            before += kept
+            own += kept
             self.out.blocks[prompt] += 1
             for depth in range(min(accepted, len(kept))):
                 self.out.accepted_by_depth[prompt][depth] += 1
             self.lengths[row] += accepted + 1
-            if kept[-1] in self.ends or len(before) == self.room[prompt]:
+            if kept[-1] in self.ends or len(own) == self.room[prompt]:
                 ended.append(row)
         if ended:
             self.close(ended)

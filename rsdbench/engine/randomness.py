@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsdbench.sampling.gumbel import gumbel_noise, to_gumbel, uniform_noise
+from rsdbench.sampling.gumbel import gumbel_noise, to_gumbel
 
 AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random numbers of all of them
 
@@ -16,8 +16,7 @@ AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random
 class Numbers(NamedTuple):
     """Of one block: noise of each level [B, rows, V], noise for the last token [B, V], uniforms [B, L, slots].
 
-    All noise is Gumbel noise, or that of the levels the uniforms that it is made of. whole: that of all levels in one
-    piece, [B, all rows, V].
+    whole: noise of all levels in one piece, [B, all rows, V].
     """
 
     drafts: tuple[Tensor, ...]
@@ -36,15 +35,15 @@ class Randomness:
 
     def __init__(
         self, generator: torch.Generator, rows: list[int], vocabulary: int, slots: int,
-        memory: Callable[..., Tensor] | None = None, as_uniforms: bool = False,
+        memory: Callable[..., Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """rows: of noise, for each level of the tree; as_uniforms: whether that is left as the uniforms it is made of.
+        """rows: of noise, for each level of the tree.
 
         memory: gives what a single sequence's numbers lie in, if that is to be the same for each block: then they are
         drawn for one block at a time.
         """
         self.generator, self.rows, self.vocabulary, self.slots = generator, rows, vocabulary, slots
-        self.memory, self.as_uniforms = memory, as_uniforms
+        self.memory = memory
         self.noise = (sum(rows) + 1) * vocabulary  # of a block, for drafts and the last token
         self.lines: Tensor | None = None  # [blocks, numbers]: each block's noise, then its uniforms
         self.own: list[Numbers] = []  # views of them, of each block
@@ -56,11 +55,8 @@ class Randomness:
             self.ahead()
             self.used += 1
             return self.own[self.used - 1]
-        make = uniform_noise if self.as_uniforms else gumbel_noise
-        noise = make((batch, sum(self.rows) + 1, self.vocabulary), self.generator)
-        if self.as_uniforms:
-            to_gumbel(noise[:, -1])
-        uniforms = uniform_noise((batch, len(self.rows), self.slots), self.generator)
+        noise = gumbel_noise((batch, sum(self.rows) + 1, self.vocabulary), self.generator)
+        uniforms = torch.rand(batch, len(self.rows), self.slots, generator=self.generator, device=noise.device)
         numbers = self.apart(noise, uniforms)
         return numbers._replace(last=numbers.last.clone())  # a copy, so that the rest can go when it is used up
 
@@ -81,7 +77,7 @@ class Randomness:
             uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
             self.own = [self.apart(*own) for own in zip(noise.split(1), uniforms.split(1), strict=True)]
         torch.rand(*self.lines.shape, generator=self.generator, out=self.lines)
-        to_gumbel(self.lines[:, self.noise - self.vocabulary if self.as_uniforms else 0 : self.noise])
+        to_gumbel(self.lines[:, : self.noise])
         self.used = 0
 
     def apart(self, noise: Tensor, uniforms: Tensor) -> Numbers:
