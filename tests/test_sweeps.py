@@ -263,6 +263,21 @@ def test_a_claim_beats_and_does_not_give_back_what_others_took(tmp_path, monkeyp
     assert path.exists()
 
 
+def test_a_run_sweeps_the_claims_of_dead_processes_and_leaves_the_living_theirs(tmp_path):
+    """Also of cells that are done: a kill may come between a record and the end of its claim."""
+    progress.prepare(tmp_path)
+    dead, alive = (tmp_path / "progress" / f"{name}.running" for name in ("dead", "alive"))
+    pid = os.fork()
+    if not pid:
+        claims.take(dead, time.time())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with claims.take(alive, time.time()):
+        progress.prepare(tmp_path)
+        assert not dead.exists()
+        assert alive.exists()
+
+
 def test_a_run_waits_for_cells_that_others_run_and_takes_over_stale_ones(tmp_path):
     (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
     progress.prepare(tmp_path)

@@ -43,6 +43,10 @@ def prepare(results: Path) -> None:
             ) from None
         for file in left_over(part):
             file.unlink(missing_ok=True)
+    stamp = now(folder(results))
+    for file in folder(results).glob(f"*{RUNNING}"):  # of a cell that was finished just before the kill, too
+        if not claims.is_live(file, stamp):
+            file.unlink(missing_ok=True)
 
 
 def claim(cell: Cell, results: Path) -> claims.Claim | None:
