@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.engine.products import linear, shims
+from rsdbench.engine.products import FUSED, decompositions, shims
 from rsdbench.errors import UsageError
 
 HERE = Path(__file__)
@@ -53,17 +53,19 @@ def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def library(
-    name: str, parts: Iterable[object], module: torch.nn.Module, inputs: tuple, sizes: tuple, **options: Any
-) -> Library:
+    name: str, parts: Iterable[object], module: torch.nn.Module, inputs: tuple, sizes: tuple, small: bool = False,
+    **options: Any,
+) -> Library:  # fmt: skip
     """A module's forward as a library: compiled now, if no earlier process has left it on disk.
 
     parts: what its code depends on beside this machine and its versions of libraries; inputs: examples, in which sizes
     of 0 and 1 would be taken as fixed; sizes: which dimensions of each may differ, as `dynamic_shapes` of
-    `torch.export.export`; options: of Inductor.
+    `torch.export.export`; small: whether it is a small model, as `products.is_small`; options: of Inductor.
 
     Raises:
         UsageError: there is no C++ compiler, the code cannot be exported, or the library cannot be kept on disk.
     """
+    options |= FUSED if small else {}
     path = file_of(name, parts, options)
     if path.exists():
         with suppress(RuntimeError):  # a damaged file is written anew
@@ -73,7 +75,7 @@ def library(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            build(Path(folder) / path.name, module, inputs, sizes, options).replace(path)
+            build(Path(folder) / path.name, module, inputs, sizes, small, options).replace(path)
         return Library(path)
     except OSError as error:
         raise UsageError(
@@ -85,12 +87,14 @@ def library(
         raise UsageError(f"{name} cannot be compiled ({reason}): take compile=false") from error
 
 
-def build(path: Path, module: torch.nn.Module, inputs: tuple, sizes: tuple, options: dict[str, Any]) -> Path:
+def build(
+    path: Path, module: torch.nn.Module, inputs: tuple, sizes: tuple, small: bool, options: dict[str, Any]
+) -> Path:  # fmt: skip
     """Export and compile into a file."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
-        exported = exported.run_decompositions({torch.ops.aten.linear.default: linear})
+        exported = exported.run_decompositions(decompositions(small))
         options = OPTIONS | shims() | options
         return Path(
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)

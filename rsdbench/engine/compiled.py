@@ -21,6 +21,7 @@ from rsdbench.engine.ahead import library, source, weights_of
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
+from rsdbench.engine.products import is_small
 from rsdbench.engine.tree import level_rows
 from rsdbench.sampling.laws import tempered
 
@@ -191,7 +192,7 @@ class CompiledForward:
         with attention(model) if drafts else nullcontext():
             self.library = library(
                 type(model).__name__, parts(model), Step(model), (tuple(rows), storage),
-                (tuple(SIZES), storage_sizes(storage)), **WITHOUT_WEIGHTS,
+                (tuple(SIZES), storage_sizes(storage)), drafts and is_small(model), **WITHOUT_WEIGHTS,
             )  # fmt: skip
         self.weights = self.library.set_weights(Step(model))
 
@@ -211,7 +212,7 @@ class CompiledGrow:
             whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
             self.library = library(
                 f"{type(model).__name__}-{kind.__name__}", whole, step, inputs, (*GROWING, storage_sizes(storage)),
-                **WITHOUT_WEIGHTS,
+                is_small(model), **WITHOUT_WEIGHTS,
             )  # fmt: skip
         self.weights = self.library.set_weights(step)
 
