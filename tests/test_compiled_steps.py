@@ -59,7 +59,7 @@ def test_verification_goes_the_same_way(method, structure, batch):
         theirs = verify(shape, tree, tempered, rule, PLAIN, uniforms, noise, root)
         tokens = torch.cat([torch.zeros_like(root), root, tree.tokens], 1)
         if shape.depth:
-            library = compiled_steps.compiled_verify(rule, slots_of(max(shape.fanouts)), WORDS)
+            library = compiled_steps.compiled_verify(rule, max(shape.fanouts), WORDS)
             inputs = uniforms, noise, tokens, tempered, tree.laws, tree.parents.contiguous(), tree.valid
         else:
             library, inputs = compiled_steps.compiled_finish(WORDS), (noise, tokens, tempered)

@@ -72,12 +72,13 @@ def or_none(make: Callable[..., Library]) -> Callable[..., Library | None]:
 
 @lru_cache(maxsize=64)
 @or_none
-def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
-    """The walk down with a rule, as in `verify.verify`, for a number of drafts below a node.
+def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
+    """The walk down with a rule, as in `verify.verify`, for at most `fanout` drafts below a node.
 
     Inputs: uniforms, noise, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws, parents, valid. The
     first two tokens become the sequence's last two. Outputs: report, rows, accepted, as in `Outcome`.
     """
+    at_once = fanout == 1 and vocabulary <= SMALL  # all laws of a chain: of a large vocabulary there is no room for them
 
     def function(uniforms: Tensor, noise: Tensor, tokens: Tensor, tempered: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
         laws, parents, valid = x
@@ -87,20 +88,24 @@ def compiled_verify(rule: Rule, slots: int, vocabulary: int) -> Library:
             return Walk(*state).going.any() & (Walk(*state).depth < depth)
 
         def down(*state: Tensor) -> tuple[Tensor, ...]:
-            chances = uniforms.index_select(1, Walk(*state).depth.unsqueeze(0))[:, 0, :slots]
+            chances = uniforms.index_select(1, Walk(*state).depth.unsqueeze(0))[:, 0, :fanout]
             return tuple(walk.descend(rule, PLAIN, drafts, chances, Walk(*state)))
 
-        (batch, nodes), device = drafts.tokens.shape, tokens.device
-        start = walk.start(batch, nodes, depth, tempered.shape[2], device)
-        state = torch.while_loop(unfinished, down, tuple(start))
-        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], noise, Walk(*state)), tokens)
+        if at_once:
+            state = walk.chain(rule, PLAIN, drafts, uniforms[:, :, :1])
+        else:
+            (batch, nodes), device = drafts.tokens.shape, tokens.device
+            start = walk.start(batch, nodes, depth, tempered.shape[2], device)
+            state = Walk(*torch.while_loop(unfinished, down, tuple(start)))
+        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], noise, state), tokens)
 
-    numbers = torch.zeros(BATCH, NODES, dtype=torch.long)
+    nodes, levels = (5, 5) if at_once else (NODES, 7)
+    numbers = torch.zeros(BATCH, nodes, dtype=torch.long)
     return compiled(
-        "verify", function, (rule.__qualname__, source(rule), slots), vocabulary,
-        (torch.rand(BATCH, 5, 16 + slots), "012"), (torch.zeros(BATCH, WORDS), "01"),
-        (torch.zeros(BATCH, 2 + NODES, dtype=torch.long), "01"), (torch.zeros(BATCH, 1 + NODES, WORDS), "012"),
-        (torch.zeros(BATCH, 7, WORDS), "012"), (numbers, "01"), (numbers.bool(), "01"),
+        "verify", function, (rule.__qualname__, source(rule), fanout, at_once), vocabulary,
+        (torch.rand(BATCH, 5, 16 + fanout), "012"), (torch.zeros(BATCH, WORDS), "01"),
+        (torch.zeros(BATCH, 2 + nodes, dtype=torch.long), "01"), (torch.zeros(BATCH, 1 + nodes, WORDS), "012"),
+        (torch.zeros(BATCH, levels, WORDS), "012"), (numbers, "01"), (numbers.bool(), "01"),
     )  # fmt: skip
 
 

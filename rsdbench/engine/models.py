@@ -24,7 +24,6 @@ from rsdbench.engine.products import lay_out
 from rsdbench.engine.projections import join_projections
 from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
 from rsdbench.engine.row_layers import use_row_layers
-from rsdbench.engine.walk import slots_of
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
@@ -115,7 +114,7 @@ class Pair:
             if drafting not in self.growers:
                 self.growers[drafting] = self.grower(drafting)
             grow, accept = self.growers[drafting], compiled_accept(*dtypes)
-            verify = compiled_verify(rule, slots_of(fanout), vocabulary)
+            verify = compiled_verify(rule, fanout, vocabulary)
             needed = grow, verify, accept
         return None if None in needed else Calls(self.target_forward, grow, verify, accept)
 

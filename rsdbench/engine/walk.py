@@ -104,6 +104,27 @@ def descend(rule: Rule, warp: Warp, drafts: Drafts, uniforms: Tensor, walk: Walk
     )
 
 
+def chain(rule: Rule, warp: Warp, drafts: Drafts, uniforms: Tensor) -> Walk:
+    """All levels at once, of trees that are one sequence each, a draft a level: uniforms [B, L, 1]."""
+    batch, depth = drafts.tokens.shape
+    p, q = warp.cut(drafts.tempered[:, :-1]).exp().flatten(0, 1), drafts.laws.exp().flatten(0, 1)
+    present = drafts.valid.reshape(-1, 1)
+    verdict = rule(p, q, drafts.tokens.reshape(-1, 1), present)
+    hits = ((uniforms.flatten(0, 1) < verdict.accept) & present).view(batch, depth)
+    steps = torch.arange(depth + 1, device=hits.device)
+    row = torch.where(hits, depth, steps[:-1]).amin(1)  # the first that is not accepted stands below it
+    count = row.unsqueeze(1)
+    return Walk(
+        depth=torch.full((), depth, device=row.device),
+        row=row,
+        going=row == depth,
+        prefix=steps == count,
+        last=at_row(verdict.residual.view(batch, depth, -1), row.clamp(max=depth - 1)),
+        rows=torch.where(steps <= count, steps, 0),
+        tokens=torch.nn.functional.pad(drafts.tokens, (0, 1)),
+    )
+
+
 def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk) -> Outcome:
     """Draw the last token and put it behind the accepted ones: root [B, 1], the token there; noise [B, V], Gumbel."""
     law = torch.where(walk.going.unsqueeze(1), warp.cut(at_row(tempered, walk.row)).exp(), walk.last)
