@@ -16,7 +16,7 @@ class Clock:
         self.device = device
         self.on_cpu = device.type == "cpu"
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.events: list[tuple[str, torch.Event]] = []
+        self.events: list[tuple[str | None, float | torch.Event]] = []
         self.start_time = self.now()
         self.mark(None)
 
@@ -29,10 +29,7 @@ class Clock:
     def mark(self, phase: str | None) -> None:
         """What ran since the last mark was `phase` (None: nothing that counts)."""
         if self.on_cpu:
-            now = time.perf_counter()
-            if phase is not None:
-                self.seconds[phase] += now - self.last
-            self.last = now
+            self.events.append((phase, time.perf_counter()))
         else:
             event = torch.Event(self.device.type, enable_timing=True)
             event.record(torch.accelerator.current_stream(self.device))
@@ -43,6 +40,6 @@ class Clock:
         total = self.now() - self.start_time
         for (_, before), (phase, event) in zip(self.events, self.events[1:], strict=False):
             if phase is not None:
-                self.seconds[phase] += before.elapsed_time(event) / 1e3
+                self.seconds[phase] += event - before if self.on_cpu else before.elapsed_time(event) / 1e3
         self.events = []
         return total

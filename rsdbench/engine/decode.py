@@ -127,6 +127,7 @@ class Decoder:
         self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots, memory)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
+        self.accepted: list[list[int]] = [[] for _ in prompts]  # drafts that were accepted, of each prompt and block
         self.alive = list(range(len(prompts)))  # the prompt of each row of the batch
         self.lengths = [len(p) - 1 for p in prompts]  # position of each row's root
         self.length = torch.tensor(self.lengths, device=self.device)
@@ -151,15 +152,18 @@ class Decoder:
         self.out.prefill_s = clock.stop()
         clock = Clock(self.device)
         while self.alive:
-            if self.calls is not None and self.compiled is None and all(lane.is_compiled for lane in self.lanes):
-                self.compile()
+            if self.compiled is None:
+                self.compile()  # of a prompt of one token, only a block allocates caches
             (self.block if self.compiled is None else self.compiled_block)(clock)
         self.out.decode_s = clock.stop()
         self.out.phase_s = clock.seconds
         return self.out
 
     def prefill(self) -> None:
-        """All tokens but each prompt's last go into both caches; equal prompts are computed once."""
+        """All tokens but each prompt's last go into both caches, and what blocks need is prepared.
+
+        Equal prompts are computed once.
+        """
         width = max(self.lengths)
         for lane in self.lanes if width else ():
             kept = self.prefixes.get(lane.model, self.prompts)
@@ -168,6 +172,9 @@ class Decoder:
             else:
                 self.compute_prefix(lane, width)
                 self.prefixes.keep(lane.model, self.prompts, lane.cache.prefix(width))
+        self.compile()
+        if len(self.prompts) == 1:
+            self.randomness.allocate()
 
     def compute_prefix(self, lane: Lane, width: int) -> None:
         """Forward the first `width` tokens of all prompts, padded on the right."""
@@ -180,7 +187,7 @@ class Decoder:
 
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
-        shape, end = self.shape, self.end()
+        shape, end = self.shape, self.positions_read()
         last_two, length, last_noise, uniforms, *noise = self.state()
         tree = DraftTree(*self.phase(self.draft, end, last_two, length, *noise))
         del noise  # of a large vocabulary: the target's forward needs the room
@@ -206,7 +213,9 @@ class Decoder:
         clock.mark("commit")
 
     def compile(self) -> None:
-        """Prepare the calls of the blocks to come, until the next sequence ends."""
+        """Where calls are compiled and caches allocated, prepare the blocks to come, until the next sequence ends."""
+        if self.calls is None or not all(lane.is_compiled for lane in self.lanes):
+            return
         self.compiled = CompiledBlock(self.calls, self.target, self.drafter, self.limit, self.length, self.last_two)
         self.length, self.last_two = self.compiled.length, self.compiled.last_two
 
@@ -238,7 +247,7 @@ class Decoder:
         noise = numbers.drafts if self.graphs is None else (numbers.whole,)
         return self.last_two, self.length, numbers.last, numbers.uniforms, *noise
 
-    def end(self) -> int:
+    def positions_read(self) -> int:
         """Prefix positions that this block's forwards read: as many as the longest sequence has, or more."""
         longest = max(self.lengths)
         return longest if self.graphs is None else bucket(longest)
@@ -297,26 +306,37 @@ class Decoder:
         return ()
 
     def collect(self, host: list[list[int]]) -> None:
-        """Keep what each sequence may keep of its block, count it, and close the rows of those that have ended."""
+        """Keep what each sequence gets of a block, and close the rows of those that end with it."""
         ended = []
-        for row, (prompt, (accepted, *tokens)) in enumerate(zip(self.alive, host, strict=True)):
-            own = self.out.tokens[prompt]
-            kept = tokens[: min(accepted + 1, self.room[prompt] - len(own))]
-            if not self.ends.isdisjoint(kept):
-                kept = kept[: 1 + next(i for i, token in enumerate(kept) if token in self.ends)]
-            own += kept
+        for row, (prompt, report) in enumerate(zip(self.alive, host, strict=True)):
+            tokens, new = self.out.tokens[prompt], report[1 : report[0] + 2]
+            tokens += new
             self.out.blocks[prompt] += 1
-            for depth in range(min(accepted, len(kept))):
-                self.out.accepted_by_depth[prompt][depth] += 1
-            self.lengths[row] += accepted + 1
-            if kept[-1] in self.ends or len(own) == self.room[prompt]:
+            self.accepted[prompt].append(report[0])
+            self.lengths[row] += len(new)
+            if len(tokens) >= self.room[prompt] or not self.ends.isdisjoint(new):
                 ended.append(row)
         if ended:
+            for row in ended:
+                self.end(self.alive[row])
             self.close(ended)
+
+    def end(self, prompt: int) -> None:
+        """Cut a sequence behind its last token that is kept, and count which of its drafts were accepted and kept."""
+        tokens, accepted = self.out.tokens[prompt], self.accepted[prompt]
+        first = len(tokens) - accepted[-1] - 1  # token of the last block
+        del tokens[self.room[prompt] :]
+        ends = (i for i in range(first, len(tokens)) if tokens[i] in self.ends)
+        del tokens[next(ends, len(tokens)) + 1 :]
+        accepted[-1] = min(accepted[-1], len(tokens) - first)
+        self.out.accepted_by_depth[prompt] = [sum(a > depth for a in accepted) for depth in range(self.shape.depth)]
 
     def close(self, ended: list[int]) -> None:
         """Shrink the batch: living rows from its end take the places of ended ones before them."""
         keep = len(self.alive) - len(ended)
+        if not keep:
+            self.alive = []
+            return
         living = sorted(set(range(keep, len(self.alive))).difference(ended))
         gaps = [row for row in ended if row < keep]
         order = list(range(keep))

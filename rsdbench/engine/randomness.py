@@ -65,17 +65,22 @@ class Randomness:
         if self.used == len(self.own):
             self.refill()
 
+    def allocate(self) -> None:
+        """Make room for the numbers of a single sequence's next blocks."""
+        numbers = self.noise + len(self.rows) * self.slots
+        blocks = max(1, min(AHEAD, NUMBERS // numbers)) if self.memory is None else 1
+        make = self.memory or torch.empty
+        lines = make(blocks * numbers, dtype=torch.float32, device=self.generator.device)
+        self.lines = lines.view(blocks, numbers)
+        noise = self.lines[:, : self.noise].unflatten(1, (-1, self.vocabulary))
+        uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
+        self.own = [self.apart(*own) for own in zip(noise.split(1), uniforms.split(1), strict=True)]
+        self.used = blocks
+
     def refill(self) -> None:
         """Draw the numbers of the next blocks of a single sequence."""
         if self.lines is None:
-            numbers = self.noise + len(self.rows) * self.slots
-            blocks = max(1, min(AHEAD, NUMBERS // numbers)) if self.memory is None else 1
-            make = self.memory or torch.empty
-            lines = make(blocks * numbers, dtype=torch.float32, device=self.generator.device)
-            self.lines = lines.view(blocks, numbers)
-            noise = self.lines[:, : self.noise].unflatten(1, (-1, self.vocabulary))
-            uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
-            self.own = [self.apart(*own) for own in zip(noise.split(1), uniforms.split(1), strict=True)]
+            self.allocate()
         torch.rand(*self.lines.shape, generator=self.generator, out=self.lines)
         to_gumbel(self.lines[:, : self.noise])
         self.used = 0
