@@ -9,11 +9,11 @@ import torch
 
 import rsdbench
 from rsdbench.engine import ahead, compiled
-from rsdbench.engine.compiled import Above, Block, CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
+from rsdbench.engine.compiled import CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
 from rsdbench.engine.drafting import Level, Sequences
 from rsdbench.engine.methods import METHODS
 from rsdbench.engine.models import COMPILED, EAGER
-from rsdbench.engine.products import lay_out
+from rsdbench.engine.products import FUSED, lay_out
 from rsdbench.engine.projections import join_projections
 from rsdbench.engine.tree import level_rows
 from rsdbench.sampling.gumbel import gumbel_noise
@@ -91,36 +91,38 @@ def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, abov
     pair, drafting, rows, end, nodes = compiled_pairs[kind], DRAFTINGS[name], above + before, 9, 14
     storage = [torch.randn(batch, *x.shape[1:2], 30, x.shape[3]) for x in examples(pair.drafter)[1]]
     first = 1 - before  # the column of the first row: the token before the root, the root or the first node
-    columns, own = torch.arange(rows) + first + (0 if before else 1), torch.rand(1, width, 1 + nodes) < 0.2
-    growth = Growth(torch.arange(rows) + int(columns[0]) - 1, columns, torch.arange(width) + int(columns[-1]) - 1, own)
-    length, limit = torch.randint(3, end + 1, (batch,)), torch.tensor(end + rows)
-    block = Block(length, torch.arange(end), torch.tensor(1), torch.tensor(0.7), limit)
+    columns, depth = torch.arange(rows) + first + (0 if before else 1), 0 if before else 2
+    filled, there = torch.arange(width) + int(columns[-1]) - 1, columns[before:]
+    length, limit = torch.randint(3, end + 1, (batch,)), end + rows
+    numbers = torch.tensor([depth, 1, 0.7, limit], dtype=torch.float64)
     noise = gumbel_noise((batch, drafting.noise_rows(above, width), 64), torch.Generator().manual_seed(1))
     valid, scores = torch.rand(batch, above) < 0.8, torch.randn(2, batch, above) - 2
+    growth = Growth(columns, filled, numbers, length, torch.arange(end), noise, torch.cat([valid[None].float(), scores]))
     tree = Drafted(
         torch.randint(64, (batch, 2 + nodes)), torch.rand(batch, 2 + nodes, 1 + nodes) < 0.5,
         torch.full((batch, nodes), -9), torch.ones(batch, nodes).bool(), torch.full((batch, 1 + nodes, 64), -9.0),
     )  # fmt: skip
     tree.ancestors[..., 0] = True
     asked = Rows(
-        tree.tokens[:, columns], growth.depths, tree.ancestors[:, columns], length, *block[1:3], columns, block[3]
-    )
+        tree.tokens[:, columns], torch.tensor([depth - 1] * before + [depth] * above), tree.ancestors[:, columns],
+        length, growth.steps, torch.tensor(1), columns, torch.tensor(0.7),
+    )  # fmt: skip
     copies = [tuple(x.clone() for x in tree), [x.clone() for x in storage]]
     with torch.inference_mode():
         laws = Step(pair.drafter)(asked, [x.clone() for x in storage])[:, before:]
-        theirs = DraftStep(pair.drafter, drafting)(growth, block, Above(noise, valid, *scores), *copies)
-        ours = pair.grower(drafting).library.run([*growth, *block, noise, valid, *scores, *tree, *storage])
-    for found, expected in zip((*ours, *tree), (*theirs, *copies[0]), strict=True):
+        theirs = DraftStep(pair.drafter, drafting)(growth, *copies)
+        (ours,) = pair.grower(drafting).library.run([*growth, *tree, *storage])
+    for found, expected in zip((ours, *tree), (theirs, *copies[0]), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
-    plain = drafting.expand(Level(tree.tokens[:, columns[before:]], None, valid, *scores), laws, noise, width)
+    plain = drafting.expand(Level(tree.tokens[:, there], None, valid, *scores), laws, noise, width)
     for found, expected in zip(ours, plain[2:], strict=True):
+        expected = torch.zeros(batch, width) if expected is None else expected.float()
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    filled, there = growth.nodes, columns[before:]
     assert torch.equal(tree.tokens[:, filled + 2], plain.tokens)
     assert torch.equal(tree.parents[:, filled], plain.parents + int(there[0]) - 2)
-    depth = length.unsqueeze(1) + int(growth.depths[before]) + 1
-    assert torch.equal(tree.valid[:, filled], plain.valid & (depth < limit))
+    assert torch.equal(tree.valid[:, filled], plain.valid & (length.unsqueeze(1) + depth + 1 < limit))
+    own = (filled.unsqueeze(1) + 1 == torch.arange(1 + nodes)).unsqueeze(0)
     assert torch.equal(tree.ancestors[:, filled + 2], level_rows(asked.ancestors[:, before:], plain.parents, own))
     torch.testing.assert_close(tree.laws[:, there - 1], laws, rtol=1e-3, atol=1e-3)
     left = torch.ones(nodes).bool()
@@ -189,7 +191,7 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
     names = {file_of(pair.target).name for pair in compiled_pairs.values()}
     for pair in compiled_pairs.values():
         with compiled.attention(pair.drafter):
-            names.add(file_of(pair.drafter).name)
+            names.add(file_of(pair.drafter, True).name)
     assert names <= set(files)
     assert len(names) == 4, "targets and drafters, which attend in another way, of OPT and of Llama"
     assert all(name.endswith(".pt2") for name in files), "nothing half written stays"
@@ -206,8 +208,9 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
     assert {f.name: f.stat().st_mtime_ns for f in cache.iterdir()} == files
 
 
-def file_of(model):
-    return ahead.file_of(type(model).__name__, compiled.parts(model), compiled.WITHOUT_WEIGHTS)
+def file_of(model, drafts=False):
+    options = compiled.WITHOUT_WEIGHTS | (FUSED if drafts else {})  # the drafters here are small ones
+    return ahead.file_of(type(model).__name__, compiled.parts(model), options)
 
 
 def test_another_architecture_has_another_graph(compiled_pairs):

@@ -54,7 +54,7 @@ def with_drafting(method: str, reorder: Callable[[Level, Tensor], Tensor]) -> It
             by_key = key.argsort(dim=1, stable=True)
             by_parent = level.parents.gather(1, by_key).argsort(dim=1, stable=True)
             order = by_key.gather(1, by_parent)
-            return Level(*(x.expand_as(order).gather(1, order) if x.shape[1] == width else x for x in level))
+            return Level(*(None if x is None else x.expand_as(order).gather(1, order) for x in level))
 
     drafting = Reordered(honest.drafting.form, honest.drafting.pattern, honest.drafting.structures)
     with registered(method, drafting, honest.rule):

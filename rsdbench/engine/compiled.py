@@ -111,44 +111,31 @@ class Drafted(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Where a level of W nodes grows.
+    """What else a level of W nodes takes, below a level of W'.
 
-    depths and columns [R], as in `Rows`, of the rows that are forwarded: the last W' of them are the level above;
-    nodes [W], the level's own; own [1, W, 1 + N], as `own_rows`.
+    columns [R], as in `Rows`, of the rows that are forwarded, of which the last W' are the level above; nodes [W], the
+    level's own; numbers [4], float64: the depth of the level above, previous and temperature, as in `Rows`, and how
+    many positions there are; length and steps, as in `Rows`; noise [B, noise_rows, V]; above [3, B, W']: valid, as 0
+    or 1, log_prob and score of the level above, 0 where it has none.
     """
 
-    depths: Tensor
     columns: Tensor
     nodes: Tensor
-    own: Tensor
-
-
-class Above(NamedTuple):
-    """What else a level needs: noise [B, noise_rows, V]; valid, log_prob and score [B, W'] of the level above."""
-
-    noise: Tensor
-    valid: Tensor
-    log_prob: Tensor
-    score: Tensor
-
-
-class Block(NamedTuple):
-    """What all levels of a block share, as in `Rows`; limit []: positions that there are."""
-
+    numbers: Tensor
     length: Tensor
     steps: Tensor
-    previous: Tensor
-    temperature: Tensor
-    limit: Tensor
+    noise: Tensor
+    above: Tensor
 
 
 BATCHED = {0: DYNAMIC, 1: DYNAMIC}
 GROWING = (
-    tuple(Growth(depths={0: DYNAMIC}, columns={0: DYNAMIC}, nodes={0: DYNAMIC}, own={1: DYNAMIC, 2: DYNAMIC})),
-    tuple(Block(length={0: DYNAMIC}, steps={0: DYNAMIC}, previous={}, temperature={}, limit={})),
-    tuple(Above(noise=BATCHED, valid=BATCHED, log_prob=BATCHED, score=BATCHED)),
+    tuple(Growth(
+        columns={0: DYNAMIC}, nodes={0: DYNAMIC}, numbers={}, length={0: DYNAMIC}, steps={0: DYNAMIC}, noise=BATCHED,
+        above={1: DYNAMIC, 2: DYNAMIC},
+    )),
     tuple(Drafted(BATCHED, ancestors=BATCHED | {2: DYNAMIC}, parents=BATCHED, valid=BATCHED, laws=BATCHED)),
-)
+)  # fmt: skip
 
 
 class DraftStep(torch.nn.Module):
@@ -158,29 +145,30 @@ class DraftStep(torch.nn.Module):
         super().__init__()
         self.step, self.drafting = Step(model), drafting
 
-    def forward(
-        self, growth: tuple[Tensor, ...], block: tuple[Tensor, ...], above: tuple[Tensor, ...],
-        drafted: tuple[Tensor, ...], storage: list[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Fill in a level; returns its valid, log_prob and score [B, W], which the next one takes."""
-        depths, columns, nodes, own = growth
-        length, steps, previous, temperature, limit = block
-        noise, valid, log_prob, score = above
-        tree = Drafted(*drafted)
+    def forward(self, growth: tuple[Tensor, ...], drafted: tuple[Tensor, ...], storage: list[Tensor]) -> Tensor:
+        """Fill in a level; returns what the next one takes as `above`."""
+        columns, nodes, numbers, length, steps, noise, above = growth
+        depth, previous, temperature, limit = numbers.unbind()
+        tree, valid, given, width = Drafted(*drafted), above[0] > 0, columns.shape[0], above.shape[2]
+        behind, depth = given - width, depth.long()
+        # the rows before the level above are those of the level before it: of the first level the root's predecessor
+        depths = depth - (torch.arange(given, device=columns.device) < behind).long()
         tokens, ancestors = (x.index_select(1, columns) for x in tree[:2])
-        rows = Rows(tokens, depths, ancestors, length, steps, previous, columns, temperature)
-        behind, count = columns.shape[0] - valid.shape[1], valid.shape[1]
-        laws, tokens, ancestors = (x.narrow(1, behind, count) for x in (self.step(rows, storage), tokens, ancestors))
+        rows = Rows(tokens, depths, ancestors, length, steps, previous.long(), columns, temperature.float())
+        laws, tokens, ancestors = (x.narrow(1, behind, width) for x in (self.step(rows, storage), tokens, ancestors))
         # nobody asks whose children the nodes above are: anything stands for their parents
-        level = self.drafting.expand(Level(tokens, tokens, valid, log_prob, score), laws, noise, own.shape[1])
+        level = self.drafting.expand(Level(tokens, tokens, valid, *above[1:]), laws, noise, nodes.shape[0])
 
-        columns, depth = columns.narrow(0, behind, count), depths.narrow(0, behind, 1) + 1
+        columns = columns.narrow(0, behind, width)
+        own = (nodes.unsqueeze(1) + 1 == torch.arange(ancestors.shape[2], device=nodes.device)).unsqueeze(0)
         tree.tokens.index_copy_(1, nodes + 2, level.tokens)
         tree.ancestors.index_copy_(1, nodes + 2, level_rows(ancestors, level.parents, own))
         tree.parents.index_copy_(1, nodes, (columns - 2).expand(tokens.shape[0], -1).gather(1, level.parents))
-        tree.valid.index_copy_(1, nodes, level.valid & (length.unsqueeze(1) + depth < limit))
+        tree.valid.index_copy_(1, nodes, level.valid & (length.unsqueeze(1) + depth + 1 < limit.long()))
         tree.laws.index_copy_(1, columns - 1, laws)
-        return level.valid, level.log_prob, level.score
+        found = level.valid.float()
+        scores = (torch.zeros_like(found) if x is None else x for x in (level.log_prob, level.score))
+        return torch.stack([found, *scores])
 
 
 class CompiledForward:
@@ -206,8 +194,8 @@ class CompiledGrow:
 
     def __init__(self, model: Any, drafting: Drafting) -> None:
         step, kind = DraftStep(model, drafting), type(drafting)
-        growth, block, above, drafted, storage = growing_examples(model, drafting)
-        inputs = tuple(growth), tuple(block), tuple(above), tuple(drafted), storage
+        growth, drafted, storage = growing_examples(model, drafting)
+        inputs = tuple(growth), tuple(drafted), storage
         with attention(model):
             whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
             self.library = library(
@@ -233,22 +221,23 @@ def storage_sizes(storage: list[Tensor]) -> list[dict[int, Any]]:
     return [{0: DYNAMIC, 2: DYNAMIC}] * len(storage)
 
 
-def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Block, Above, Drafted, list[Tensor]]:
+def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Drafted, list[Tensor]]:
     """Inputs of a level of 6 nodes below 3, behind another row, of trees of 11; sizes that differ are different."""
     nodes, words, dtype = 11, model.config.vocab_size, torch.long
     rows, storage = examples(model, nodes)
     batch, given = rows.tokens.shape
     above, width = given - 1, 2 * (given - 1)
-    own = torch.zeros(1, width, 1 + nodes, dtype=torch.bool)
-    growth = Growth(rows.depths, rows.columns, torch.arange(width) + above + 1, own)
-    block = Block(rows.length, rows.steps, rows.previous, rows.temperature, limit=torch.tensor(100))
-    noise, scores = torch.zeros(batch, drafting.noise_rows(above, width), words), torch.zeros(2, batch, above)
+    growth = Growth(
+        columns=rows.columns, nodes=torch.arange(width) + above + 1, numbers=torch.ones(4, dtype=torch.float64),
+        length=rows.length, steps=rows.steps, noise=torch.zeros(batch, drafting.noise_rows(above, width), words),
+        above=torch.ones(3, batch, above),
+    )  # fmt: skip
     drafted = Drafted(
         tokens=torch.zeros(batch, 2 + nodes, dtype=dtype), parents=torch.zeros(batch, nodes, dtype=dtype),
         ancestors=torch.ones(batch, 2 + nodes, 1 + nodes, dtype=torch.bool),
         valid=torch.zeros(batch, nodes, dtype=torch.bool), laws=torch.zeros(batch, 9, words),
     )  # fmt: skip
-    return growth, block, Above(noise, torch.ones(batch, above).bool(), scores[0], scores[1]), drafted, storage
+    return growth, drafted, storage
 
 
 def examples(model: Any, nodes: int = 6) -> tuple[Rows, list[Tensor]]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rsdbench.engine.ahead import Library
-from rsdbench.engine.compiled import CompiledForward, CompiledGrow, Drafted, Growth
+from rsdbench.engine.compiled import CompiledForward, CompiledGrow, Drafted
 from rsdbench.engine.drafting import root_level
 from rsdbench.engine.lane import Lane, row_numbers
-from rsdbench.engine.tree import TreeShape, fixed_ancestors, fixed_parents, own_rows, row_depths
+from rsdbench.engine.tree import TreeShape, fixed_ancestors, fixed_parents, row_depths
 
 
 class Calls(NamedTuple):
@@ -46,10 +46,9 @@ class CompiledBlock:
         self.drafted = empty_tree(shape, last_two, target.model.config.vocab_size)
         self.last_two = self.drafted.tokens[:, :2]
         self.given = [x[:, 1:] for x in self.drafted[:2]]  # to the target: without the token before the root
-        self.levels = [] if drafter is None else [[*growth(shape, d, device), self.length] for d in range(shape.depth)]
         if drafter is not None:
-            self.root = root_level(batch, device)[2:]
-            self.middle = [drafter.previous, drafter.temperature, torch.tensor(limit)]
+            self.levels = [[*growth(shape, level, drafter, limit), self.length] for level in range(shape.depth)]
+            self.root = torch.stack([x.float() for x in root_level(batch, device)[2:]])
             self.behind = [*self.drafted, *drafter.cache.views(batch)]
         self.depths = row_depths(shape, 0, 1 + shape.budget, device)
         self.columns = row_numbers(1, 1 + shape.budget, device)
@@ -61,7 +60,7 @@ class CompiledBlock:
         """Draft the trees; steps [end], as in `Rows`; noise: of each level, [B, noise_rows, V]."""
         level, run = self.root, self.calls.grow.library.run
         for before, own in zip(self.levels, noise, strict=True):
-            level = run([*before, steps, *self.middle, own.contiguous(), *level, *self.behind])
+            (level,) = run([*before, steps, own.contiguous(), level, *self.behind])
 
     def forward(self, steps: Tensor) -> Tensor:
         """The target's laws at the root and at every node, [B, 1 + N, V]."""
@@ -98,10 +97,11 @@ def empty_tree(shape: TreeShape, last_two: Tensor, vocabulary: int) -> Drafted:
     )
 
 
-def growth(shape: TreeShape, level: int, device: torch.device) -> Growth:
-    """Where a level grows, 0 being that below the root."""
+def growth(shape: TreeShape, level: int, drafter: Lane, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a level grows, 0 being that below the root: columns, nodes and numbers, as in `Growth`."""
     first, count = (0, 2) if level == 0 else (2 + shape.starts[level - 1], shape.widths[level - 1])
-    return Growth(
-        depths=row_depths(shape, first - 1, count, device), columns=row_numbers(first, count, device),
-        nodes=row_numbers(shape.starts[level], shape.widths[level], device), own=own_rows(shape, level + 1, device),
+    numbers = [level, drafter.previous, drafter.warp.temperature, limit]
+    return (
+        row_numbers(first, count, drafter.device), row_numbers(shape.starts[level], shape.widths[level], drafter.device),
+        torch.tensor(numbers, dtype=torch.float64, device=drafter.device),
     )  # fmt: skip

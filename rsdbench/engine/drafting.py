@@ -25,14 +25,14 @@ from rsdbench.sampling.gumbel import conditioned_scores, draw, top_k
 class Level(NamedTuple):
     """One drafted level of W nodes: tokens, parents (index within the level above) and valid, each [B, W].
 
-    log_prob and score [B, W] belong to stochastic beam search alone.
+    log_prob and score [B, W] belong to stochastic beam search alone, and to the root.
     """
 
     tokens: Tensor
     parents: Tensor
     valid: Tensor
-    log_prob: Tensor
-    score: Tensor
+    log_prob: Tensor | None = None
+    score: Tensor | None = None
 
 
 @cache
@@ -114,7 +114,7 @@ class Sequences(Drafting):
             log_q, valid = log_q.index_select(1, parents[0]), above.valid.gather(1, parents)
         else:
             valid = above.valid
-        return Level(draw(log_q, noise), parents, valid, above.log_prob, above.score)
+        return Level(draw(log_q, noise), parents, valid)
 
 
 class Branching(Drafting):
@@ -135,7 +135,7 @@ class Branching(Drafting):
         _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
         valid = valid & above.valid.unsqueeze(-1)
         parents = shared_parents(tokens.shape[0], parents_above, width, tokens.device)
-        return Level(tokens.flatten(1), parents, valid.flatten(1), above.log_prob, above.score)
+        return Level(tokens.flatten(1), parents, valid.flatten(1))
 
 
 class StochasticBeam(Drafting):
