@@ -97,7 +97,8 @@ def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, abov
     numbers = torch.tensor([depth, 1, 0.7, limit], dtype=torch.float64)
     noise = gumbel_noise((batch, drafting.noise_rows(above, width), 64), torch.Generator().manual_seed(1))
     valid, scores = torch.rand(batch, above) < 0.8, torch.randn(2, batch, above) - 2
-    growth = Growth(columns, filled, numbers, length, torch.arange(end), noise, torch.cat([valid[None].float(), scores]))
+    state = torch.cat([valid[None].float(), scores])
+    growth = Growth(columns, filled, numbers, length, torch.arange(end), noise, state)
     tree = Drafted(
         torch.randint(64, (batch, 2 + nodes)), torch.rand(batch, 2 + nodes, 1 + nodes) < 0.5,
         torch.full((batch, nodes), -9), torch.ones(batch, nodes).bool(), torch.full((batch, 1 + nodes, 64), -9.0),

@@ -7,7 +7,7 @@ write lies in memory that stays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ class CompiledBlock:
         caches = [lane.cache for lane in (target, drafter) if lane is not None]
         self.moved = [self.length, target.cache.first, *(cache.storage[0] for cache in caches)]
 
-    def draft(self, steps: Tensor, noise: Sequence[Tensor]) -> None:
+    def draft(self, steps: Tensor, noise: Iterable[Tensor]) -> None:
         """Draft the trees; steps [end], as in `Rows`; noise: of each level, [B, noise_rows, V]."""
         level, run = self.root, self.calls.grow.library.run
         for before, own in zip(self.levels, noise, strict=True):
@@ -100,8 +100,6 @@ def empty_tree(shape: TreeShape, last_two: Tensor, vocabulary: int) -> Drafted:
 def growth(shape: TreeShape, level: int, drafter: Lane, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where a level grows, 0 being that below the root: columns, nodes and numbers, as in `Growth`."""
     first, count = (0, 2) if level == 0 else (2 + shape.starts[level - 1], shape.widths[level - 1])
-    numbers = [level, drafter.previous, drafter.warp.temperature, limit]
-    return (
-        row_numbers(first, count, drafter.device), row_numbers(shape.starts[level], shape.widths[level], drafter.device),
-        torch.tensor(numbers, dtype=torch.float64, device=drafter.device),
-    )  # fmt: skip
+    device, numbers = drafter.device, [level, drafter.previous, drafter.warp.temperature, limit]
+    columns, nodes = row_numbers(first, count, device), row_numbers(shape.starts[level], shape.widths[level], device)
+    return columns, nodes, torch.tensor(numbers, dtype=torch.float64, device=device)

@@ -78,7 +78,7 @@ def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
     Inputs: uniforms, noise, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws, parents, valid. The
     first two tokens become the sequence's last two. Outputs: report, rows, accepted, as in `Outcome`.
     """
-    at_once = fanout == 1 and vocabulary <= SMALL  # all laws of a chain: of a large vocabulary there is no room for them
+    at_once = fanout == 1 and vocabulary <= SMALL  # of a large vocabulary there is no room for that
 
     def function(uniforms: Tensor, noise: Tensor, tokens: Tensor, tempered: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
         laws, parents, valid = x

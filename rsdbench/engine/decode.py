@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -188,9 +188,8 @@ class Decoder:
     def block(self, clock: Clock) -> None:
         """One block of all living sequences. The only copy to the host is that of the tokens at its end."""
         shape, end = self.shape, self.positions_read()
-        last_two, length, last_noise, uniforms, *noise = self.state()
-        tree = DraftTree(*self.phase(self.draft, end, last_two, length, *noise))
-        del noise  # of a large vocabulary: the target's forward needs the room
+        last_two, length, last_noise, uniforms, noise = self.state()
+        tree = DraftTree(*self.phase(self.draft, end, last_two, length, noise))
         assert tree.tokens.shape[1] == shape.budget, "a structure has exactly as many nodes as its budget"
         clock.mark("draft")
 
@@ -223,9 +222,8 @@ class Decoder:
         """`block`, in compiled calls."""
         compiled, steps = self.compiled, row_numbers(0, max(self.lengths), self.device)
         drafts, noise, uniforms, _ = self.randomness.block(len(self.alive))
-        if drafts:
+        if self.drafter is not None:
             compiled.draft(steps, drafts)
-        del drafts, _  # of a large vocabulary: the target's forward needs the room
         clock.mark("draft")
         tempered = compiled.forward(steps)
         clock.mark("target")
@@ -238,14 +236,14 @@ class Decoder:
         self.collect(host)
         clock.mark("commit")
 
-    def state(self) -> Sequence[Tensor]:
+    def state(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Iterable[Tensor] | Tensor]:
         """What a block begins with: the last two tokens, lengths, noise for the last token, uniforms, drafts' noise.
 
         For recordings the noise of all levels is one piece.
         """
         numbers = self.randomness.block(len(self.alive))
-        noise = numbers.drafts if self.graphs is None else (numbers.whole,)
-        return self.last_two, self.length, numbers.last, numbers.uniforms, *noise
+        noise = numbers.drafts if self.graphs is None else numbers.whole
+        return self.last_two, self.length, numbers.last, numbers.uniforms, noise
 
     def positions_read(self) -> int:
         """Prefix positions that this block's forwards read: as many as the longest sequence has, or more."""
@@ -269,12 +267,12 @@ class Decoder:
         recording.replay()
         return recording.outputs
 
-    def draft(self, end: int, last_two: Tensor, length: Tensor, *noise: Tensor) -> DraftTree:
+    def draft(self, end: int, last_two: Tensor, length: Tensor, noise: Iterable[Tensor] | Tensor) -> DraftTree:
         """The trees; noise of each level, or in one piece, as `state` gives it."""
         if self.drafter is None:
             return no_tree(self.shape, len(length), self.randomness.vocabulary, self.device)
         if self.graphs is not None:
-            noise = noise[0].split(self.randomness.rows, 1)
+            noise = noise.split(self.randomness.rows, 1)
         drafting = self.method.drafting
         return draft_tree(self.drafter, drafting, self.warp, last_two, length, end, self.limit, noise)
 

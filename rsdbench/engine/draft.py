@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from math import prod
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def places(shape: TreeShape, device: torch.device) -> list[Place]:
 
 def draft_tree(
     lane: Lane, drafting: Drafting, warp: Warp, last_two: Tensor, length: Tensor, end: int, limit: int,
-    noise: Sequence[Tensor],
+    noise: Iterable[Tensor],
 ) -> DraftTree:  # fmt: skip
     """Draft a tree below each sequence's last token, in `shape.depth` forwards of the drafter.
 

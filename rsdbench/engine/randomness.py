@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,18 +11,19 @@ from torch import Tensor
 from rsdbench.sampling.gumbel import gumbel_noise, to_gumbel
 
 AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random numbers of all of them
+BATCH_NUMBERS = 2**20  # of a batch's block that are drawn at once: of more there is no room beside the laws
 
 
 class Numbers(NamedTuple):
     """Of one block: noise of each level [B, rows, V], noise for the last token [B, V], uniforms [B, L, slots].
 
-    whole: noise of all levels in one piece, [B, all rows, V].
+    drafts: to be taken once, in order; whole: noise of all levels in one piece, [B, all rows, V], if it is small.
     """
 
-    drafts: tuple[Tensor, ...]
+    drafts: Iterable[Tensor]
     last: Tensor
     uniforms: Tensor
-    whole: Tensor
+    whole: Tensor | None = None
 
 
 class Randomness:
@@ -55,10 +56,15 @@ class Randomness:
             self.ahead()
             self.used += 1
             return self.own[self.used - 1]
-        noise = gumbel_noise((batch, sum(self.rows) + 1, self.vocabulary), self.generator)
+        small = batch * self.noise <= BATCH_NUMBERS
+        noise = gumbel_noise((batch, sum(self.rows) + 1 if small else 1, self.vocabulary), self.generator)
         uniforms = torch.rand(batch, len(self.rows), self.slots, generator=self.generator, device=noise.device)
-        numbers = self.apart(noise, uniforms)
-        return numbers._replace(last=numbers.last.clone())  # a copy, so that the rest can go when it is used up
+        return self.apart(noise, uniforms) if small else Numbers(self.levels(batch), noise[:, 0], uniforms)
+
+    def levels(self, batch: int) -> Iterator[Tensor]:
+        """Noise of each level, drawn when it is asked for."""
+        for rows in self.rows:
+            yield gumbel_noise((batch, rows, self.vocabulary), self.generator)
 
     def ahead(self) -> None:
         """Draw what the next block of a single sequence takes, if it is not there yet."""
