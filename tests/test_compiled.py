@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import ahead, compiled
+from rsdbench.engine import ahead, compiled, lane
+from rsdbench.engine.ahead import SMALL_VOCABULARY
 from rsdbench.engine.compiled import CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
 from rsdbench.engine.drafting import Level, Sequences
+from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import METHODS
 from rsdbench.engine.models import COMPILED, EAGER
 from rsdbench.engine.products import FUSED, lay_out
@@ -282,6 +284,27 @@ def test_the_graph_holds_the_weights_that_it_reads(compiled_pairs):
     own = {name: p.data_ptr() for name, p in pair.target.named_parameters()}
     assert {w.data_ptr() for w in pair.target_forward.weights.values()} <= set(own.values()), "no copies"
     assert expected == rsdbench.generate(compiled_pairs["mixed"], PROMPTS, "ar", "0", 8, 0.0).tokens
+
+
+def test_laws_of_a_large_vocabulary_take_the_place_of_the_logits(monkeypatch):
+    pair = make_pair("opt", vocabulary=SMALL_VOCABULARY + 8)
+    prompts = [[2, *range(i + 3, i + 9)] for i in range(10)]
+    expected = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=4)
+    pair.compile()
+    assert not pair.target_forward.tempered
+    in_place, real = [], Lane.tempered
+
+    def tempered(target, logits):
+        laws = real(target, logits)
+        in_place.append(laws.data_ptr() == logits.data_ptr())
+        return laws
+
+    monkeypatch.setattr(lane, "PART", 2**16)
+    monkeypatch.setattr(Lane, "tempered", tempered)
+    ours = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=4)
+    assert sum(a != b for a, b in zip(ours.tokens, expected.tokens, strict=True)) <= 1  # rounding decides one or none
+    assert in_place[0], "of all ten sequences"
+    assert not in_place[-1], "of the last one, which is small"
 
 
 def test_a_model_that_cannot_be_exported_is_one_line(cache, monkeypatch):

@@ -1,4 +1,4 @@
-"""Products with large matrices: oneDNN's numbers, called by compiled code itself, with weights where they lie."""
+"""Products of large models are oneDNN's, with weights where they lie; those of small ones are a part of other code."""
 
 import io
 import zipfile
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsdbench.engine import ahead, products
-from rsdbench.engine.products import LARGE, large_linear, lay_out, linear
+from rsdbench.engine.products import FUSED, LARGE, is_small, large_linear, lay_out, linear, summed_linear, summed_matmul
 from rsdbench.engine.projections import join_projections
 
 from .conftest import make_pair, tiny_opt
@@ -93,3 +93,44 @@ def test_joined_projections_lie_as_their_parts_did(by_input):
     join_projections(model)
     joint = model.model.decoder.layers[0].self_attn.q_proj.joint
     assert (joint.weight.t() if by_input else joint.weight).is_contiguous()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_small_models_give_the_same_numbers(bias):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40, bias)
+    for rows in ((1,), (7,), (2, 31)):
+        x = torch.randn(*rows, 24)
+        torch.testing.assert_close(summed_linear(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-5)
+    for left, right in (
+        ((3, 5), (5, 4)),
+        ((2, 3, 5), (2, 5, 4)),
+        ((2, 1, 3, 5), (1, 6, 5, 4)),
+        ((5,), (5, 4)),
+        ((5,), (5,)),
+    ):
+        x, y = torch.randn(left), torch.randn(right)
+        torch.testing.assert_close(summed_matmul(x, y), torch.matmul(x, y), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_small_if_all_its_products_are():
+    assert is_small(make_pair("opt").target)
+    assert is_small(make_pair("llama").drafter)
+    assert not is_small(make_pair("opt", vocabulary=LARGE // 16).drafter), "its head is large"
+    assert not is_small(make_pair("opt").target.bfloat16())
+
+
+@pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+def test_a_small_model_calls_no_products(compiled_cache):
+    layer = layers(16, 24, by_input=True)
+    sizes = ({0: torch.export.Dim.DYNAMIC},)
+    options = {"aot_inductor.package_constants_in_so": False}
+    for small in (True, False):
+        library = ahead.library("small", [], layer, (torch.randn(3, 16),), sizes, small, **options)
+        own = library.set_weights(layer)
+        assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
+        for rows in (1, 9):
+            x = torch.randn(rows, 16)
+            torch.testing.assert_close(library.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
+        code = ahead.file_of("small", [], options | (FUSED if small else {})).read_bytes()
+        assert any(b"aoti_torch_cpu_mm_out" in part for part in unpacked(code, ".so")) != small

@@ -24,6 +24,7 @@ from rsdbench.engine.products import FUSED, decompositions, shims
 from rsdbench.errors import UsageError
 
 HERE = Path(__file__)
+SMALL_VOCABULARY = 8192  # words up to which laws are small: a second thread or another copy of them does not count
 # patterns would put a product and its bias into one call again, which copies the bias before it multiplies
 OPTIONS = {"pattern_matcher": False}
 

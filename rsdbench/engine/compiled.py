@@ -8,7 +8,7 @@ architecture share it, and the loaded weights are used where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from rsdbench.engine.ahead import library, source, weights_of
+from rsdbench.engine.ahead import SMALL_VOCABULARY, library, source, weights_of
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
@@ -51,8 +51,6 @@ class Rows(NamedTuple):
     temperature: Tensor
 
 
-# rows, keys and values of each layer [B, H, columns, D] -> `Warp.tempered` of the logits [B, R, V]
-Forward = Callable[[Rows, list[Tensor]], Tensor]
 SIZES = Rows(
     tokens={0: DYNAMIC, 1: DYNAMIC}, depths={0: DYNAMIC}, ancestors=dict.fromkeys(range(3), DYNAMIC),
     length={0: DYNAMIC}, steps={0: DYNAMIC}, previous={}, columns={0: DYNAMIC}, temperature={},
@@ -76,14 +74,18 @@ class GraphCache(Cache):
 
 
 class Step(torch.nn.Module):
-    """What is exported: `Forward` through a model's own modules."""
+    """What is exported: a model's own modules, and the mask before them.
 
-    def __init__(self, model: Any) -> None:
+    tempered: whether laws come out, `Warp.tempered`; otherwise logits do, whose place the laws of a large vocabulary
+    are to take.
+    """
+
+    def __init__(self, model: Any, tempered: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.tempered = model, tempered
 
     def forward(self, rows: tuple[Tensor, ...], storage: list[Tensor]) -> Tensor:
-        """See `Forward`. What is exported knows tuples, but no names in them."""
+        """Rows, keys and values of each layer [B, H, columns, D] -> [B, R, V]. Exporting knows no names in tuples."""
         rows = Rows(*rows)
         bias = attention_bias(rows.ancestors, rows.length, rows.steps, rows.previous, self.model.dtype)
         positions = (rows.length.unsqueeze(1) + rows.depths).clamp(0, position_limit(self.model) - 1)
@@ -91,6 +93,8 @@ class Step(torch.nn.Module):
         logits = self.model(
             input_ids=rows.tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
+        if not self.tempered:
+            return logits
         warm = rows.temperature > 0
         return torch.where(warm, tempered(logits, torch.where(warm, rows.temperature, 1.0)), logits)
 
@@ -172,20 +176,21 @@ class DraftStep(torch.nn.Module):
 
 
 class CompiledForward:
-    """A `Forward` in a library, with the weights that it reads."""
+    """A `Step` in a library, with the weights that it reads; tempered: as there, of small vocabularies."""
 
     def __init__(self, model: Any, drafts: bool = False) -> None:
         """drafts: whether the model is a drafter."""
-        rows, storage = examples(model)
+        self.tempered = model.config.vocab_size <= SMALL_VOCABULARY
+        step, (rows, storage) = Step(model, self.tempered), examples(model)
         with attention(model) if drafts else nullcontext():
             self.library = library(
-                type(model).__name__, parts(model), Step(model), (tuple(rows), storage),
+                type(model).__name__, parts(model), step, (tuple(rows), storage),
                 (tuple(SIZES), storage_sizes(storage)), drafts and is_small(model), **WITHOUT_WEIGHTS,
             )  # fmt: skip
-        self.weights = self.library.set_weights(Step(model))
+        self.weights = self.library.set_weights(step)
 
     def __call__(self, rows: Rows, storage: list[Tensor]) -> Tensor:
-        """See `Forward`."""
+        """See `Step`."""
         return self.library.run([*(x.contiguous() for x in rows), *storage])[0]
 
 
@@ -241,7 +246,7 @@ def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Drafted, l
 
 
 def examples(model: Any, nodes: int = 6) -> tuple[Rows, list[Tensor]]:
-    """Inputs of `Forward` with B = 2, R = 4, N = `nodes` and end = 5."""
+    """Inputs of `Step` with B = 2, R = 4, N = `nodes` and end = 5."""
     batch, rows, end = 2, 4, 5
     tokens, row = torch.zeros(batch, rows, dtype=torch.long), torch.arange(rows)
     cache = TreeCache(layer_devices(model), batch, nodes, end + 3)  # more columns than are read

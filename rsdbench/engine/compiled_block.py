@@ -65,10 +65,11 @@ class CompiledBlock:
     def forward(self, steps: Tensor) -> Tensor:
         """The target's laws at the root and at every node, [B, 1 + N, V]."""
         tokens, ancestors = (x.contiguous() for x in self.given)
-        return self.calls.forward.library.run(
+        out = self.calls.forward.library.run(
             [tokens, self.depths, ancestors, self.length, steps, self.target.previous, self.columns,
              self.target.temperature, *self.storage]
         )[0]  # fmt: skip
+        return out if self.calls.forward.tempered else self.target.tempered(out)
 
     def verify(self, tempered: Tensor, uniforms: Tensor, noise: Tensor) -> list[Tensor]:
         """Accept drafts and draw the last token; returns report, rows and accepted, as in `Outcome`."""

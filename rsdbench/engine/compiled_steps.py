@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsdbench.engine import cache, walk
-from rsdbench.engine.ahead import Library, library, source
+from rsdbench.engine.ahead import SMALL_VOCABULARY, Library, library, source
 from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
@@ -24,7 +24,6 @@ from rsdbench.sampling.laws import Warp
 HERE = Path(__file__)
 SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "cache"))]
 SOURCES += [HERE.parents[1] / "sampling" / f"{name}.py" for name in ("laws", "gumbel")]
-SMALL = 8192  # a vocabulary up to which a second thread costs more than it helps
 PLAIN = Warp(1.0)  # no top-p; the temperature is in the laws already
 DYNAMIC = torch.export.Dim.DYNAMIC
 # of the examples that are exported: all different, so that no size is taken for another
@@ -51,7 +50,7 @@ def compiled(
     Raises:
         UsageError: as in `ahead.library`.
     """
-    options = {"cpp.threads": 1} if vocabulary <= SMALL else {}
+    options = {"cpp.threads": 1} if vocabulary <= SMALL_VOCABULARY else {}
     parts = (name, of, *(file.read_text() for file in SOURCES))
     sizes = tuple({int(d): DYNAMIC for d in dimensions} for _, dimensions in inputs)
     return library(name, parts, Function(function), tuple(x for x, _ in inputs), (sizes,), **options)
@@ -78,7 +77,7 @@ def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
     Inputs: uniforms, noise, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws, parents, valid. The
     first two tokens become the sequence's last two. Outputs: report, rows, accepted, as in `Outcome`.
     """
-    at_once = fanout == 1 and vocabulary <= SMALL  # of a large vocabulary there is no room for that
+    at_once = fanout == 1 and vocabulary <= SMALL_VOCABULARY  # of a large vocabulary there is no room for that
 
     def function(uniforms: Tensor, noise: Tensor, tokens: Tensor, tempered: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
         laws, parents, valid = x

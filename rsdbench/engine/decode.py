@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsdbench.engine.cache import accept, position_limit
 from rsdbench.engine.clock import PHASES, Clock
-from rsdbench.engine.compiled import Forward
+from rsdbench.engine.compiled import CompiledForward
 from rsdbench.engine.compiled_block import CompiledBlock
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
 from rsdbench.engine.graphed import Recording, bucket
@@ -138,7 +138,7 @@ class Decoder:
             state.copy_(torch.cat([self.length, self.last_two[0]]))
             self.length, self.last_two = state[:1], state[1:].view(1, 2)
 
-    def lane(self, model: Any, positions: int, previous: bool, compiled: Forward | None) -> Lane:
+    def lane(self, model: Any, positions: int, previous: bool, compiled: CompiledForward | None) -> Lane:
         """A lane for these prompts."""
         if self.graphs is None:
             return Lane(model, self.shape, self.warp, len(self.prompts), positions, previous, compiled)

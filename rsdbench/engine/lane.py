@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rsdbench.engine.cache import TreeCache, position_limit, prefix_bias, tree_bias
-from rsdbench.engine.compiled import Forward, Rows
+from rsdbench.engine.compiled import CompiledForward, Rows
 from rsdbench.engine.fused import fused
 from rsdbench.engine.placement import head_device, layer_devices
 from rsdbench.engine.tree import TreeShape, node_depths, own_rows, row_depths
@@ -45,7 +45,7 @@ class Lane:
 
     def __init__(
         self, model: Any, shape: TreeShape, warp: Warp, batch: int, positions: int, previous: bool = False,
-        compiled: Forward | None = None, allocate: Callable[..., Tensor] | None = None,
+        compiled: CompiledForward | None = None, allocate: Callable[..., Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.shape, self.warp, self.compiled = model, shape, warp, compiled
         self.device = head_device(model)  # accelerate's hooks bring inputs to where they are read, and logits back
@@ -88,11 +88,12 @@ class Lane:
         Row 0 is the root, -1 the token before it. ancestors [B or 1, R, 1 + N] bool, what each row sees.
         """
         if self.is_compiled:
-            return self.compiled(self.inputs(tokens, row, block, ancestors), self.cache.views(len(tokens)))
+            out = self.compiled(self.inputs(tokens, row, block, ancestors), self.cache.views(len(tokens)))
+            return out if self.compiled.tempered else self.tempered(out)
         bias = fused(tree_bias)(ancestors, block.bias)
         self.cache.window(1 + row, slice(0, bias.shape[-1]))
         positions = block.positions[:, 1 + row : 1 + row + tokens.shape[1]]
-        return self._tempered(self._model(tokens, positions, bias, keep=0, recorded=self.recorded))
+        return self.tempered(self._model(tokens, positions, bias, keep=0, recorded=self.recorded))
 
     @property
     def is_compiled(self) -> bool:
@@ -110,7 +111,7 @@ class Lane:
         steps = row_numbers(0, block.end, self.device)
         return Rows(tokens, depths, ancestors, block.length, steps, self.previous, columns, self.temperature)
 
-    def _tempered(self, logits: Tensor) -> Tensor:
+    def tempered(self, logits: Tensor) -> Tensor:
         """`Warp.tempered`, of many numbers in the place of the logits, by rows: there is no room for a copy of them."""
         logits = wide(logits).contiguous()
         if logits.numel() <= self.part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class Pair:
         for model in (self.target, self.drafter):
             join_projections(model)
         self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter, True)
+        return_memory()
 
     def calls(self, drafting: Drafting, rule: Rule, warp: Warp, fanout: int) -> Calls | None:
         """A method's compiled calls, if forwards are compiled, the laws are such as they know and all can be compiled.
@@ -128,6 +130,12 @@ class Pair:
     def cost_ratio(self) -> float:
         """c = parameters of the drafter / parameters of the target."""
         return parameters(self.drafter) / parameters(self.target)
+
+
+def return_memory() -> None:
+    """Give what is free back to the system, if the C library can: what was joined or read leaves holes."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def parameters(model: Any) -> int:

@@ -92,6 +92,6 @@ class Randomness:
         self.used = 0
 
     def apart(self, noise: Tensor, uniforms: Tensor) -> Numbers:
-        """Views of noise [B, all rows, V], that for the last token last, and of uniforms."""
+        """Noise [B, all rows, V], that for the last token last, by what it is for, and uniforms."""
         *drafts, last = noise.split([*self.rows, 1], 1)
-        return Numbers(tuple(drafts), last[:, 0], uniforms, noise[:, :-1])
+        return Numbers(tuple(drafts), last[:, 0].contiguous(), uniforms, noise[:, :-1])
