@@ -38,12 +38,12 @@ def cases(draw_from):
     return target.to(dtype), drafter.to(dtype), generator
 
 
-def check_level(level, log_q):
-    """Drafts have positive probability and, without replacement, are distinct below their parent."""
+def check_level(level, log_q, scored):
+    """Drafts have positive probability, and those of stochastic beam search scores that are numbers."""
     row = torch.arange(BATCH).unsqueeze(1)
     assert (log_q[row, level.parents, level.tokens][level.valid] > float("-inf")).all()
-    assert not level.log_prob.isnan().any()
-    assert not level.score.isnan().any()
+    for scores in (level.log_prob, level.score):
+        assert not scores.isnan().any() if scored else scores is None
 
 
 def distinct(level):
@@ -65,7 +65,7 @@ def test_two_levels_of_drafts_and_their_verification(case, warp, method_and_stru
         width = shape.widths[depth - 1]
         rows = method.drafting.noise_rows(level.tokens.shape[1], width)
         level = method.drafting.expand(level, log_q, gumbel_noise((BATCH, rows, drafter.shape[1]), generator), width)
-        check_level(level, log_q)
+        check_level(level, log_q, scored=method_and_structure[0] == "rsd_s")
         if not method.drafting.replacement:
             distinct(level)
         if depth == 1:
