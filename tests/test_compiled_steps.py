@@ -47,7 +47,16 @@ def random_tree(shape, batch):
 
 @pytest.mark.parametrize(
     ("method", "structure"),
-    [("ar", None), ("sd", "6"), ("spectr", "2x3"), ("spectr", "5x2"), ("spectr", "17x2"), ("rsd_c", "3-2-2")],
+    [
+        ("ar", None),
+        ("sd", "6"),
+        ("sd", "1"),
+        ("spectr", "1x4"),
+        ("spectr", "2x3"),
+        ("spectr", "5x2"),
+        ("spectr", "17x2"),
+        ("rsd_c", "3-2-2"),
+    ],
 )
 @pytest.mark.parametrize("batch", [1, 5])
 def test_verification_goes_the_same_way(method, structure, batch):
@@ -105,7 +114,7 @@ def test_a_few_libraries_serve_all_structures_and_vocabularies(cache):
     for method in METHODS.values():
         for structures in method.drafting.structures.values():
             for structure in structures:
-                assert {slots_of(f) for f in method.drafting.shape(structure).fanouts} <= {1, 2, 4, 8}
+                assert max(method.drafting.shape(structure).fanouts) in {1, 2, 3, 5, 6, 7}, "a library each"
     rule, files = METHODS["rsd_s"].rule, []
     for words in (WORDS, WORDS + 4):
         assert None not in (compiled_steps.compiled_verify(rule, 2, words), compiled_steps.compiled_finish(words))

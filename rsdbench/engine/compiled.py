@@ -115,7 +115,7 @@ class Drafted(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """What else a level of W nodes takes, below a level of W'.
+    """What a level of W nodes below one of W' takes, beside the tree and the storage.
 
     columns [R], as in `Rows`, of the rows that are forwarded, of which the last W' are the level above; nodes [W], the
     level's own; numbers [4], float64: the depth of the level above, previous and temperature, as in `Rows`, and how

@@ -41,7 +41,7 @@ class CompiledBlock:
     ) -> None:
         """length, last_two: are copied; limit: positions that both models have."""
         shape, batch, device = target.shape, len(length), target.device
-        self.calls, self.device, self.depth = calls, device, shape.depth
+        self.calls, self.depth = calls, shape.depth
         self.length = length.clone()
         self.drafted = empty_tree(shape, last_two, target.model.config.vocab_size)
         self.last_two = self.drafted.tokens[:, :2]

@@ -136,7 +136,7 @@ def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk
 
 
 def slots_of(fanout: int) -> int:
-    """Places for drafts below a node: a power of two, so that a few compiled steps serve all structures."""
+    """Uniforms that are drawn for the drafts below a node: a power of two, so that a seed keeps its tokens."""
     return 1 << (fanout - 1).bit_length()
 
 
