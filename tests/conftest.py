@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from rsdbench.engine import ahead
 from rsdbench.engine.models import Pair
+from rsdbench.sampling.gumbel import to_gumbel
 
 
 def tiny_opt(seed, vocabulary=64, width=16, layers=2, positions=64, std=0.4, **changes):
@@ -90,6 +91,10 @@ PAIRS = ("opt", "opt_post_norm", "llama", "mixed")
 @pytest.fixture(scope="session")
 def pairs():
     return {kind: make_pair(kind) for kind in PAIRS}
+
+
+def gumbel_noise(shape, generator):
+    return to_gumbel(torch.rand(shape, generator=generator))
 
 
 def all_structures(budgets=(6, 10, 14, 21, 30)):

@@ -11,10 +11,10 @@ from rsdbench.engine.tree import fixed_ancestors, node_depths
 from rsdbench.engine.walk import Drafts
 from rsdbench.rules.k_seq import k_seq
 from rsdbench.sampling import gumbel
-from rsdbench.sampling.gumbel import LONG, PARTS, draw, gumbel_noise, largest_in_parts
+from rsdbench.sampling.gumbel import LONG, PARTS, draw, largest_in_parts
 from rsdbench.sampling.laws import Warp
 
-from .conftest import all_structures
+from .conftest import all_structures, gumbel_noise
 
 PROMPT = [2, 5, 9, 33, 12, 7]
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from rsdbench.engine import decode
 from rsdbench.engine.drafting import root_level
 from rsdbench.engine.methods import METHODS
 from rsdbench.rules.k_seq import at_least_one
-from rsdbench.sampling.gumbel import conditioned_scores, draw, gumbel_noise
+from rsdbench.sampling.gumbel import conditioned_scores, draw
 from rsdbench.sampling.laws import Warp
 
-from .conftest import all_structures, make_pair
+from .conftest import all_structures, gumbel_noise, make_pair
 
 BATCH = 4
 STRUCTURES = [(method, structure) for method, structure, _ in all_structures()]

@@ -18,7 +18,9 @@ from rsdbench.engine.methods import METHODS
 from rsdbench.rules import Verdict
 from rsdbench.rules.k_seq import at_least_one, k_seq, optimal_rho
 from rsdbench.rules.recursive_rejection import recursive_rejection
-from rsdbench.sampling.gumbel import gumbel_noise, top_k
+from rsdbench.sampling.gumbel import top_k
+
+from .conftest import gumbel_noise
 
 TOLERANCE = 1e-12
 

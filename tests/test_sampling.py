@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from rsdbench import UsageError
 from rsdbench.engine.drafting import STOCHASTIC_BEAM, root_level
-from rsdbench.sampling.gumbel import conditioned_scores, draw, gumbel_noise, top_k
+from rsdbench.sampling.gumbel import conditioned_scores, draw, top_k
 from rsdbench.sampling.laws import Warp
+
+from .conftest import gumbel_noise
 
 ALPHA = 1e-4
 

@@ -77,16 +77,16 @@ def with_rule(method: str, rule: Rule) -> Iterator[None]:
 
 @contextmanager
 def noise_drawn_once() -> Iterator[None]:
-    """The Gumbel noise of a batch's first block serves in all its blocks. The first token's law stays right."""
-    fresh: Any = randomness.gumbel_noise
+    """The noise of a batch's first block serves in all its blocks. The first token's law stays right."""
+    fresh: Any = randomness.fresh
     kept: list[Any] = [None, None]  # a batch has a generator of its own
 
     def stale(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if kept[0] is not generator:
             kept[:] = generator, fresh(shape, generator)
-        return kept[1][: shape[0]]  # batches only shrink
+        return kept[1][: shape[0]].clone()  # batches only shrink; Gumbel noise takes the uniforms' place
 
-    with patch.object(randomness, "gumbel_noise", stale):
+    with patch.object(randomness, "fresh", stale):
         yield
 
 

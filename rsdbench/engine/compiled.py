@@ -23,6 +23,7 @@ from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
 from rsdbench.engine.products import is_small
 from rsdbench.engine.tree import level_rows
+from rsdbench.sampling.gumbel import to_gumbel
 from rsdbench.sampling.laws import tempered
 
 HERE = Path(__file__)
@@ -119,8 +120,8 @@ class Growth(NamedTuple):
 
     columns [R], as in `Rows`, of the rows that are forwarded, of which the last W' are the level above; nodes [W], the
     level's own; numbers [4], float64: the depth of the level above, previous and temperature, as in `Rows`, and how
-    many positions there are; length and steps, as in `Rows`; noise [B, noise_rows, V]; above [3, B, W']: valid, as 0
-    or 1, log_prob and score of the level above, 0 where it has none.
+    many positions there are; length and steps, as in `Rows`; noise [B, noise_rows, V], as in `Numbers`; above [3, B,
+    W']: valid, as 0 or 1, log_prob and score of the level above, 0 where it has none.
     """
 
     columns: Tensor
@@ -161,7 +162,9 @@ class DraftStep(torch.nn.Module):
         rows = Rows(tokens, depths, ancestors, length, steps, previous.long(), columns, temperature.float())
         laws, tokens, ancestors = (x.narrow(1, behind, width) for x in (self.step(rows, storage), tokens, ancestors))
         # nobody asks whose children the nodes above are: anything stands for their parents
-        level = self.drafting.expand(Level(tokens, tokens, valid, *above[1:]), laws, noise, nodes.shape[0])
+        level = self.drafting.expand(
+            Level(tokens, tokens, valid, *above[1:]), laws, to_gumbel(noise.clone()), nodes.shape[0]
+        )
 
         columns = columns.narrow(0, behind, width)
         own = (nodes.unsqueeze(1) + 1 == torch.arange(ancestors.shape[2], device=nodes.device)).unsqueeze(0)

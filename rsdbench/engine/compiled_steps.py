@@ -19,6 +19,7 @@ from rsdbench.engine.ahead import SMALL_VOCABULARY, Library, library, source
 from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
+from rsdbench.sampling.gumbel import to_gumbel
 from rsdbench.sampling.laws import Warp
 
 HERE = Path(__file__)
@@ -74,8 +75,9 @@ def or_none(make: Callable[..., Library]) -> Callable[..., Library | None]:
 def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
     """The walk down with a rule, as in `verify.verify`, for at most `fanout` drafts below a node.
 
-    Inputs: uniforms, noise, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws, parents, valid. The
-    first two tokens become the sequence's last two. Outputs: report, rows, accepted, as in `Outcome`.
+    Inputs: uniforms, noise as in `Numbers`, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws,
+    parents, valid. The first two tokens become the sequence's last two. Outputs: report, rows, accepted, as in
+    `Outcome`.
     """
     at_once = fanout == 1 and vocabulary <= SMALL_VOCABULARY  # of a large vocabulary there is no room for that
 
@@ -96,7 +98,7 @@ def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
             (batch, nodes), device = drafts.tokens.shape, tokens.device
             start = walk.start(batch, nodes, depth, tempered.shape[2], device)
             state = Walk(*torch.while_loop(unfinished, down, tuple(start)))
-        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], noise, state), tokens)
+        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], to_gumbel(noise.clone()), state), tokens)
 
     nodes, levels = (5, 5) if at_once else (NODES, 7)
     numbers = torch.zeros(BATCH, nodes, dtype=torch.long)
@@ -121,7 +123,7 @@ def compiled_finish(vocabulary: int) -> Library:
 
     def function(noise: Tensor, tokens: Tensor, tempered: Tensor) -> tuple[Tensor, ...]:
         start = walk.start(tempered.shape[0], 0, 0, tempered.shape[2], tokens.device)
-        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], noise, start), tokens)
+        return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], to_gumbel(noise.clone()), start), tokens)
 
     return compiled(
         "finish", function, None, vocabulary, (torch.zeros(BATCH, WORDS), "01"),

@@ -24,6 +24,7 @@ from rsdbench.engine.tree import DraftTree, TreeShape
 from rsdbench.engine.verify import reading_is_free, to_host, verify
 from rsdbench.engine.walk import Outcome, slots_of
 from rsdbench.errors import UsageError
+from rsdbench.sampling.gumbel import to_gumbel
 from rsdbench.sampling.laws import Warp
 
 
@@ -241,9 +242,10 @@ class Decoder:
 
         For recordings the noise of all levels is one piece.
         """
-        numbers = self.randomness.block(len(self.alive))
-        noise = numbers.drafts if self.graphs is None else numbers.whole
-        return self.last_two, self.length, numbers.last, numbers.uniforms, noise
+        drafts, last, uniforms, whole = self.randomness.block(len(self.alive))
+        if self.graphs is not None:
+            return self.last_two, self.length, last, uniforms, whole
+        return self.last_two, self.length, to_gumbel(last), uniforms, map(to_gumbel, drafts)
 
     def positions_read(self) -> int:
         """Prefix positions that this block's forwards read: as many as the longest sequence has, or more."""

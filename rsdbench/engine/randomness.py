@@ -8,16 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsdbench.sampling.gumbel import gumbel_noise, to_gumbel
+from rsdbench.sampling.gumbel import to_gumbel
 
 AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random numbers of all of them
 BATCH_NUMBERS = 2**20  # of a batch's block that are drawn at once: of more there is no room beside the laws
 
 
 class Numbers(NamedTuple):
-    """Of one block: noise of each level [B, rows, V], noise for the last token [B, V], uniforms [B, L, slots].
+    """Of one block: for noise of each level [B, rows, V], for that of the last token [B, V], uniforms [B, L, slots].
 
-    drafts: to be taken once, in order; whole: noise of all levels in one piece, [B, all rows, V], if it is small.
+    drafts: to be taken once, in order; whole: all levels in one piece, [B, all rows, V], if they are small. Noise comes
+    as the uniforms that `to_gumbel` makes it of, which takes less time where it is read: recordings alone get it made.
     """
 
     drafts: Iterable[Tensor]
@@ -40,8 +41,8 @@ class Randomness:
     ) -> None:  # fmt: skip
         """rows: of noise, for each level of the tree.
 
-        memory: gives what a single sequence's numbers lie in, if that is to be the same for each block: then they are
-        drawn for one block at a time.
+        memory: gives what a single sequence's numbers lie in, if that is to be the same for each block, for
+        recordings: then they are drawn for one block at a time.
         """
         self.generator, self.rows, self.vocabulary, self.slots = generator, rows, vocabulary, slots
         self.memory = memory
@@ -57,14 +58,14 @@ class Randomness:
             self.used += 1
             return self.own[self.used - 1]
         small = batch * self.noise <= BATCH_NUMBERS
-        noise = gumbel_noise((batch, sum(self.rows) + 1 if small else 1, self.vocabulary), self.generator)
+        noise = fresh((batch, sum(self.rows) + 1 if small else 1, self.vocabulary), self.generator)
         uniforms = torch.rand(batch, len(self.rows), self.slots, generator=self.generator, device=noise.device)
         return self.apart(noise, uniforms) if small else Numbers(self.levels(batch), noise[:, 0], uniforms)
 
     def levels(self, batch: int) -> Iterator[Tensor]:
-        """Noise of each level, drawn when it is asked for."""
+        """For the noise of each level, drawn when it is asked for."""
         for rows in self.rows:
-            yield gumbel_noise((batch, rows, self.vocabulary), self.generator)
+            yield fresh((batch, rows, self.vocabulary), self.generator)
 
     def ahead(self) -> None:
         """Draw what the next block of a single sequence takes, if it is not there yet."""
@@ -88,10 +89,16 @@ class Randomness:
         if self.lines is None:
             self.allocate()
         torch.rand(*self.lines.shape, generator=self.generator, out=self.lines)
-        to_gumbel(self.lines[:, : self.noise])
+        if self.memory is not None:
+            to_gumbel(self.lines[:, : self.noise])
         self.used = 0
 
     def apart(self, noise: Tensor, uniforms: Tensor) -> Numbers:
-        """Noise [B, all rows, V], that for the last token last, by what it is for, and uniforms."""
+        """Numbers for noise [B, all rows, V], those of the last token last, by what they are for, and uniforms."""
         *drafts, last = noise.split([*self.rows, 1], 1)
         return Numbers(tuple(drafts), last[:, 0].contiguous(), uniforms, noise[:, :-1])
+
+
+def fresh(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """What noise is made of: uniforms in [0, 1), on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)

@@ -13,11 +13,6 @@ from torch import Tensor
 LONG, PARTS = 2**14, 32  # scores of a row in which an accelerator looks for the largest in parts, and how many parts
 
 
-def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """I.i.d. standard Gumbel variables, float32, on the generator's device."""
-    return to_gumbel(torch.rand(shape, generator=generator, device=generator.device))
-
-
 def to_gumbel(uniform: Tensor) -> Tensor:
     """-log(-log u) of uniforms u in [0, 1), float32, in their place.
 
