@@ -13,6 +13,7 @@ by turns, as medians of ratios, because machines are shared and noisy.
 4. The bare forwards against the floor that memory sets: each forward reads its weights once, at the rate at which one
    row goes through a matrix of 150 MB.
 5. One row through the drafter, in milliseconds, anew for each row of the table: the machine is not always as quiet.
+6. The time of verification in a block, in milliseconds, the copy of its tokens included.
 """
 
 from __future__ import annotations
@@ -147,18 +148,22 @@ def floor_ms(pair: Pair, method: str, structure: str, rate: float) -> float:
 
 
 def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str, float]:
-    """Medians, taken by turns: a block's decode time over its bare forwards, and of itself uncompiled over compiled."""
+    """Medians, taken by turns: a block's decode time over its bare forwards, and of itself uncompiled over compiled.
+
+    And the times of these bare forwards and of verification in a block, in ms.
+    """
     prompt = prompts_of(pair)[0]
     plain = replace(pair, target_forward=None, drafter_forward=None)
     bare = bare_forwards(pair, method, structure, len(prompt) + NEW_TOKENS // 2)
 
-    def block(which: Pair, seed: int) -> tuple[float, int]:
+    def block(which: Pair, seed: int) -> tuple[float, float, int]:
         out = rsdbench.generate(which, [prompt], method, structure, NEW_TOKENS, TEMPERATURE, seed=seed)
-        return out.decode_s / sum(out.blocks), sum(out.blocks)
+        blocks = sum(out.blocks)
+        return out.decode_s / blocks, out.phase_s["verify"] / blocks, blocks
 
-    over_bare, over_compiled, times = [], [], []
+    over_bare, over_compiled, times, verify = [], [], [], []
     for i in range(repeats + 1):
-        own, blocks = block(pair, i)
+        own, verification, blocks = block(pair, i)
         start = time.perf_counter()
         for _ in range(blocks):
             bare()
@@ -166,6 +171,7 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str,
         if i:  # the first is the warm-up
             over_bare.append(own / seconds)
             times.append(1e3 * seconds)
+            verify.append(1e3 * verification)
     for i in range(repeats + 1):  # apart, because what is uncompiled leaves nothing of the compiled forwards in caches
         own, uncompiled = block(pair, i)[0], block(plain, i)[0]
         if i:
@@ -174,6 +180,7 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str,
         "decode_over_bare_forwards": round(statistics.median(over_bare), 3),
         "uncompiled_over_compiled": round(statistics.median(over_compiled), 2),
         "bare_forwards_ms": round(statistics.median(times), 2),
+        "verify_ms": round(statistics.median(verify), 3),
     }
 
 
