@@ -227,7 +227,7 @@ def main() -> None:
         reads = read_rate(args.repeats)
         for method, structure in cases(BUDGETS):
             gain = batch_gain(pair, method, structure, args.repeats)
-            own = overhead(pair, method, structure, 3 * args.repeats)
+            own = overhead(pair, method, structure, 10 * args.repeats)
             floor = floor_ms(pair, method, structure, reads)
             rows.append(
                 {"target": target, "drafter": args.drafter, "method": method, "structure": structure,
