@@ -41,13 +41,8 @@ def random_tree(shape, batch):
     tree = DraftTree(tokens, parents, valid, random_law(batch, 1 + shape.expanded), None)
     slots = slots_of(max(shape.fanouts, default=1))
     uniforms = torch.rand(batch, shape.depth, slots) ** 3  # often accepted
-    return (
-        tree,
-        random_law(batch, 1 + shape.budget),
-        uniforms,
-        torch.rand(batch, WORDS),
-        torch.randint(WORDS, (batch, 1)),
-    )
+    tempered, noise = random_law(batch, 1 + shape.budget), torch.rand(batch, WORDS)
+    return tree, tempered, uniforms, noise, torch.randint(WORDS, (batch, 1))
 
 
 @pytest.mark.parametrize(
