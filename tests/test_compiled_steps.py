@@ -15,7 +15,7 @@ from rsdbench.engine.tree import DraftTree
 from rsdbench.engine.verify import verify
 from rsdbench.engine.walk import slots_of
 from rsdbench.rules.recursive_rejection import recursive_rejection
-from rsdbench.sampling.gumbel import to_gumbel
+from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import Warp
 
 from .conftest import make_pair
@@ -41,7 +41,7 @@ def random_tree(shape, batch):
     tree = DraftTree(tokens, parents, valid, random_law(batch, 1 + shape.expanded), None)
     slots = slots_of(max(shape.fanouts, default=1))
     uniforms = torch.rand(batch, shape.depth, slots) ** 3  # often accepted
-    tempered, noise = random_law(batch, 1 + shape.budget), torch.rand(batch, WORDS)
+    tempered, noise = random_law(batch, 1 + shape.budget), torch.rand(batch, 2, group_size(WORDS))
     return tree, tempered, uniforms, noise, torch.randint(WORDS, (batch, 1))
 
 

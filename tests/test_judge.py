@@ -10,11 +10,9 @@ from rsdbench.engine.methods import get_shape
 from rsdbench.engine.tree import fixed_ancestors, node_depths
 from rsdbench.engine.walk import Drafts
 from rsdbench.rules.k_seq import k_seq
-from rsdbench.sampling import gumbel
-from rsdbench.sampling.gumbel import LONG, PARTS, draw, largest_in_parts
 from rsdbench.sampling.laws import Warp
 
-from .conftest import all_structures, gumbel_noise
+from .conftest import all_structures
 
 PROMPT = [2, 5, 9, 33, 12, 7]
 CPU = torch.device("cpu")
@@ -82,31 +80,3 @@ def test_a_draft_that_is_not_there_is_never_accepted():
     found = judge(k_seq, Warp(1.0), drafts, torch.zeros(1, 3, 2), ancestors, depths, shape.depth)
     assert found.below.tolist() == [[2, 0, 0]]
     torch.testing.assert_close(found.residual[:, 1:], laws[:, 1:3].exp())
-
-
-@pytest.mark.parametrize("words", [LONG, 50_272, LONG + 7])
-@pytest.mark.parametrize("k", [1, 5])
-def test_the_largest_in_parts_are_the_largest(words, k):
-    scores = gumbel_noise((2, 3, words), torch.Generator().manual_seed(words))
-    scores[0, 0, : words // PARTS] += 20  # all in one part
-    values, indices = largest_in_parts(scores, k)
-    assert torch.equal(values, scores.topk(k).values)
-    assert torch.equal(scores.gather(-1, indices), values)
-    assert (indices.sort().values.diff() > 0).all(), "equal scores are different tokens"
-    scores[1, 1] = float("-inf")
-    scores[1, 1, words - 1] = 0.0
-    values, indices = largest_in_parts(scores, k)
-    assert (values[1, 1, 0], indices[1, 1, 0]) == (0, words - 1)
-    assert (values[1, 1, 1:] == float("-inf")).all()
-
-
-@pytest.mark.parametrize("words", [64, 50])
-def test_a_draw_from_a_long_row_is_the_same_draw(words, monkeypatch):
-    """Even where all but one token have probability zero, and parts are filled up."""
-    log_p = torch.randn(5, words, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    log_p[1, :-1] = float("-inf")
-    noise = gumbel_noise((5, words), torch.Generator().manual_seed(1))
-    expected = draw(log_p, noise)
-    monkeypatch.setattr(gumbel, "is_long", lambda scores, k: True)
-    assert torch.equal(draw(log_p, noise), expected)
-    assert expected[1] == words - 1

@@ -11,7 +11,7 @@ from rsdbench.engine import decode
 from rsdbench.engine.drafting import root_level
 from rsdbench.engine.methods import METHODS
 from rsdbench.rules.k_seq import at_least_one
-from rsdbench.sampling.gumbel import conditioned_scores, draw
+from rsdbench.sampling.gumbel import conditioned_scores, draw, group_size
 from rsdbench.sampling.laws import Warp
 
 from .conftest import all_structures, gumbel_noise, make_pair
@@ -64,7 +64,8 @@ def test_two_levels_of_drafts_and_their_verification(case, warp, method_and_stru
         log_q = warp.log_law(drafter).unsqueeze(1).expand(-1, level.tokens.shape[1], -1)
         width = shape.widths[depth - 1]
         rows = method.drafting.noise_rows(level.tokens.shape[1], width)
-        level = method.drafting.expand(level, log_q, gumbel_noise((BATCH, rows, drafter.shape[1]), generator), width)
+        noise = gumbel_noise((BATCH, rows, group_size(drafter.shape[1])), generator)
+        level = method.drafting.expand(level, log_q, noise, width)
         check_level(level, log_q, scored=method_and_structure[0] == "rsd_s")
         if not method.drafting.replacement:
             distinct(level)
@@ -82,7 +83,8 @@ def check_verdict(p, level, verdict, generator):
     assert (verdict.residual >= 0).all()
     assert (verdict.residual.sum(1) - 1).abs().max() < 1e-4
     assert (verdict.residual[p == 0] == 0).all()
-    token = draw(verdict.residual.log(), gumbel_noise(p.shape, generator)).unsqueeze(1)
+    noise = gumbel_noise((len(p), 2, group_size(p.shape[1])), generator)
+    token = draw(verdict.residual.log(), noise).unsqueeze(1)
     assert (p.gather(1, token) > 0).all()
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rsdbench import UsageError
 from rsdbench.engine.drafting import STOCHASTIC_BEAM, root_level
-from rsdbench.sampling.gumbel import conditioned_scores, draw, top_k
+from rsdbench.sampling import gumbel
+from rsdbench.sampling.gumbel import best_children, conditioned_scores, draw, group_size, log_mass, members, top_k
 from rsdbench.sampling.laws import Warp
 
 from .conftest import gumbel_noise
@@ -38,7 +39,7 @@ def test_warped_logits_are_laws(size, spread, temperature, top_p, dtype, seed):
     assert (law >= 0).all()
     assert (law.sum(-1) - 1).abs().max() < 1e-4
     assert (law[logits == float("-inf")] == 0).all()
-    drawn = draw(law.log(), gumbel_noise(law.shape, generator))
+    drawn = draw(law.log(), gumbel_noise((3, 2, group_size(size)), generator))
     assert (law.gather(1, drawn.unsqueeze(1)) > 0).all()
 
 
@@ -85,16 +86,91 @@ def ordered_law(q, k):
     return law
 
 
-def test_gumbel_top_k_draws_without_replacement_in_order():
-    q = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    n = 40_000
-    _, drafts, _ = top_k(q.log() + gumbel_noise((n, 4), torch.Generator().manual_seed(1)), 2)
-    law = ordered_law(q, 2)
+@pytest.mark.parametrize(("words", "size"), [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (1024, 32), (50_272, 225)])
+def test_groups_hold_each_token_once(words, size):
+    assert group_size(words) == size
+    log_p = torch.randn(2, words, generator=torch.Generator().manual_seed(words)).log_softmax(-1)
+    log_p[1, 0] = float("-inf")
+    every = torch.arange(size)
+    held = torch.stack([members(row[None], torch.zeros_like(every), every, size) for row in log_p])  # [2, S, S]
+    assert torch.equal(held.transpose(-1, -2).flatten(-2)[:, :words], log_p), "token t is member t // S of group t % S"
+    assert (held.transpose(-1, -2).flatten(-2)[:, words:] == float("-inf")).all()
+    torch.testing.assert_close(log_mass(log_p, size), held.logsumexp(-1), rtol=0, atol=2e-6)
+
+
+LAW = torch.tensor([0.02, 0.3, 0.0, 0.08, 0.25, 0.05, 0.0, 0.1, 0.04, 0.15, 0.01], dtype=torch.float64)  # S = 4
+
+
+def draws(noise):
+    """How often each token is drawn from `LAW`."""
+    return torch.bincount(draw(LAW.log().expand(len(noise), -1), noise), minlength=len(LAW))
+
+
+def test_a_draw_follows_its_law():
+    """And not where a group's noise serves its tokens as well."""
+    n, some = 100_000, LAW > 0
+    noise = gumbel_noise((n, 2, 4), torch.Generator().manual_seed(1))
+    found, wrong = draws(noise), draws(noise[:, :1].expand(-1, 2, -1))
+    assert found[~some].sum() == 0
+    assert scipy.stats.chisquare(found[some], n * LAW[some]).pvalue > ALPHA
+    assert scipy.stats.chisquare(wrong[some], n * LAW[some]).pvalue < ALPHA
+
+
+def below_roots(log_q, k, n, generator):
+    """The k best children of `n` roots with the same law."""
+    noise = gumbel_noise((n, 1 + k, group_size(len(log_q))), generator)
+    zeros = torch.zeros(n, 1, dtype=log_q.dtype)
+    return best_children(log_q.expand(n, 1, -1), zeros, zeros, zeros == 0, noise, k)
+
+
+@pytest.mark.parametrize("q", [torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64), LAW])
+def test_the_best_children_are_drawn_without_replacement_in_order(q):
+    n = 100_000
+    drafts = below_roots(q.log(), 2, n, torch.Generator().manual_seed(1)).tokens
+    law = {pair: chance for pair, chance in ordered_law(q, 2).items() if chance > 0}
     counts = dict.fromkeys(law, 0)
     for pair in map(tuple, drafts.tolist()):
-        counts[pair] += 1
-    expected = [n * law[pair] for pair in counts]
-    assert scipy.stats.chisquare(list(counts.values()), expected).pvalue > ALPHA
+        counts[pair] += 1  # and no pair of probability zero
+    assert scipy.stats.chisquare(list(counts.values()), [n * law[pair] for pair in counts]).pvalue > ALPHA
+
+
+def test_scores_are_those_of_noise_for_every_token(monkeypatch):
+    """The scores of the best four, below a maximum that is given: sorted scores of independent Gumbels have their law.
+
+    If tokens are not held to the score of their group, they do not.
+    """
+    n, k, generator = 20_000, 4, torch.Generator().manual_seed(4)
+    zeros = torch.zeros(n)
+    every = conditioned_scores(LAW.log().expand(n, -1), gumbel_noise((n, len(LAW)), generator), zeros, zeros)[1]
+    expected = every.topk(k).values
+
+    def p_values():
+        score = below_roots(LAW.log(), k, n, generator).score
+        return [scipy.stats.ks_2samp(a, b).pvalue for a, b in zip(score.T[1:], expected.T[1:], strict=True)]
+
+    assert min(p_values()) > ALPHA / (k - 1)
+    honest = gumbel.conditioned_scores
+
+    def free(log_q, noise, log_prob, score):
+        held = honest(log_q, noise, log_prob, score)
+        return held if log_q.shape[-2] == 1 else (held[0], held[0] + noise)
+
+    monkeypatch.setattr(gumbel, "conditioned_scores", free)
+    assert max(p_values()) < ALPHA / (k - 1)
+
+
+def test_fewer_tokens_than_asked_for():
+    """A law of two tokens, and an entry that is not there: the missing places are marked."""
+    log_q = torch.full((2, 7), float("-inf"))
+    log_q[0, [2, 6]] = torch.tensor([0.4, 0.6]).log()
+    log_q[1, 3] = 0.0
+    zeros = torch.zeros(2)
+    noise = gumbel_noise((2 + 5, 3), torch.Generator().manual_seed(0))
+    found = best_children(log_q, zeros, zeros, torch.tensor([True, False]), noise, 5)
+    assert found.valid.tolist() == [True, True, False, False, False]
+    assert sorted(found.tokens[:2].tolist()) == [2, 6]
+    assert found.entries[:2].tolist() == [0, 0]
+    assert ((found.tokens >= 0) & (found.tokens < 7)).all()
 
 
 def test_stochastic_beam_draws_whole_sequences_without_replacement():
@@ -103,9 +179,9 @@ def test_stochastic_beam_draws_whole_sequences_without_replacement():
     q2 = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=torch.float64)
     n, generator = 40_000, torch.Generator().manual_seed(2)
     first = STOCHASTIC_BEAM.expand(
-        root_level(n, torch.device("cpu")), q1.log().expand(n, 1, -1), gumbel_noise((n, 1, 3), generator), 2
+        root_level(n, torch.device("cpu")), q1.log().expand(n, 1, -1), gumbel_noise((n, 3, 2), generator), 2
     )
-    second = STOCHASTIC_BEAM.expand(first, q2[first.tokens].log(), gumbel_noise((n, 2, 3), generator), 2)
+    second = STOCHASTIC_BEAM.expand(first, q2[first.tokens].log(), gumbel_noise((n, 4, 2), generator), 2)
     sequences = first.tokens.gather(1, second.parents) * 3 + second.tokens
     law = ordered_law((q1.unsqueeze(1) * q2).flatten(), 2)
     counts = dict.fromkeys(law, 0)

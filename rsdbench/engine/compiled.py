@@ -23,7 +23,7 @@ from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
 from rsdbench.engine.products import is_small
 from rsdbench.engine.tree import level_rows
-from rsdbench.sampling.gumbel import to_gumbel
+from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import tempered
 
 HERE = Path(__file__)
@@ -120,7 +120,7 @@ class Growth(NamedTuple):
 
     columns [R], as in `Rows`, of the rows that are forwarded, of which the last W' are the level above; nodes [W], the
     level's own; numbers [4], float64: the depth of the level above, previous and temperature, as in `Rows`, and how
-    many positions there are; length and steps, as in `Rows`; noise [B, noise_rows, V], as in `Numbers`; above [3, B,
+    many positions there are; length and steps, as in `Rows`; noise [B, noise_rows, S], as in `Numbers`; above [3, B,
     W']: valid, as 0 or 1, log_prob and score of the level above, 0 where it has none.
     """
 
@@ -179,7 +179,10 @@ class DraftStep(torch.nn.Module):
 
 
 class CompiledForward:
-    """A `Step` in a library, with the weights that it reads; tempered: as there, of small vocabularies."""
+    """A `Step` in a library, with the weights that it reads; tempered: as there, of small vocabularies.
+
+    like [B, H, columns, D]: some keys, which show a cache what it is to hold.
+    """
 
     def __init__(self, model: Any, drafts: bool = False) -> None:
         """drafts: whether the model is a drafter."""
@@ -191,6 +194,7 @@ class CompiledForward:
                 (tuple(SIZES), storage_sizes(storage)), drafts and is_small(model), **WITHOUT_WEIGHTS,
             )  # fmt: skip
         self.weights = self.library.set_weights(step)
+        self.like = storage[0]
 
     def __call__(self, rows: Rows, storage: list[Tensor]) -> Tensor:
         """See `Step`."""
@@ -237,8 +241,8 @@ def growing_examples(model: Any, drafting: Drafting) -> tuple[Growth, Drafted, l
     above, width = given - 1, 2 * (given - 1)
     growth = Growth(
         columns=rows.columns, nodes=torch.arange(width) + above + 1, numbers=torch.ones(4, dtype=torch.float64),
-        length=rows.length, steps=rows.steps, noise=torch.zeros(batch, drafting.noise_rows(above, width), words),
-        above=torch.ones(3, batch, above),
+        length=rows.length, steps=rows.steps, above=torch.ones(3, batch, above),
+        noise=torch.zeros(batch, drafting.noise_rows(above, width), group_size(words)),
     )  # fmt: skip
     drafted = Drafted(
         tokens=torch.zeros(batch, 2 + nodes, dtype=dtype), parents=torch.zeros(batch, nodes, dtype=dtype),

@@ -57,8 +57,7 @@ class CompiledBlock:
         self.moved = [self.length, target.cache.first, *(cache.storage[0] for cache in caches)]
 
     def draft(self, steps: Tensor, noise: Iterable[Tensor]) -> None:
-        """Draft the trees; steps [end], as in `Rows`; noise: of each level, [B, noise_rows, V], as in
-        `Numbers`."""
+        """Draft the trees; steps [end], as in `Rows`; noise: of each level, [B, noise_rows, S], as in `Numbers`."""
         level, run = self.root, self.calls.grow.library.run
         for before, own in zip(self.levels, noise, strict=True):
             (level,) = run([*before, steps, own.contiguous(), level, *self.behind])

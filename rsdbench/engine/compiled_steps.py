@@ -19,7 +19,7 @@ from rsdbench.engine.ahead import SMALL_VOCABULARY, Library, library, source
 from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
-from rsdbench.sampling.gumbel import to_gumbel
+from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import Warp
 
 HERE = Path(__file__)
@@ -104,7 +104,7 @@ def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
     numbers = torch.zeros(BATCH, nodes, dtype=torch.long)
     return compiled(
         "verify", function, (rule.__qualname__, source(rule), fanout, at_once), vocabulary,
-        (torch.rand(BATCH, 5, 16 + fanout), "012"), (torch.zeros(BATCH, WORDS), "01"),
+        (torch.rand(BATCH, 5, 16 + fanout), "012"), (torch.zeros(BATCH, 2, group_size(WORDS)), "02"),
         (torch.zeros(BATCH, 2 + nodes, dtype=torch.long), "01"), (torch.zeros(BATCH, 1 + nodes, WORDS), "012"),
         (torch.zeros(BATCH, levels, WORDS), "012"), (numbers, "01"), (numbers.bool(), "01"),
     )  # fmt: skip
@@ -126,7 +126,7 @@ def compiled_finish(vocabulary: int) -> Library:
         return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], to_gumbel(noise.clone()), start), tokens)
 
     return compiled(
-        "finish", function, None, vocabulary, (torch.zeros(BATCH, WORDS), "01"),
+        "finish", function, None, vocabulary, (torch.zeros(BATCH, 2, group_size(WORDS)), "02"),
         (torch.zeros(BATCH, 2, dtype=torch.long), "0"), (torch.zeros(BATCH, 1, WORDS), "02"),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from rsdbench.engine.tree import DraftTree, TreeShape
 from rsdbench.engine.verify import reading_is_free, to_host, verify
 from rsdbench.engine.walk import Outcome, slots_of
 from rsdbench.errors import UsageError
-from rsdbench.sampling.gumbel import to_gumbel
+from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import Warp
 
 
@@ -111,6 +111,7 @@ class Decoder:
         self.prompts, self.prefixes = prompts, pair.prefixes
         self.calls = pair.calls(self.method.drafting, self.method.rule, warp, max(shape.fanouts, default=1))
         self.compiled: CompiledBlock | None = None  # from the first block with a prefix on, where there are calls
+        self.vocabulary = pair.target.config.vocab_size
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
         # the last block may commit a whole path, and garbage up to its depth, behind the last token that is kept
         positions = max(len(p) + r for p, r in zip(prompts, self.room, strict=True)) + shape.depth + 1
@@ -125,7 +126,7 @@ class Decoder:
         slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
         generator = torch.Generator(self.device).manual_seed(seed)
         memory = None if self.graphs is None else partial(self.graphs.memory, "numbers")
-        self.randomness = Randomness(generator, rows, pair.target.config.vocab_size, slots, memory)
+        self.randomness = Randomness(generator, rows, group_size(self.vocabulary), slots, memory)
 
         self.out = Generation([[] for _ in prompts], [0] * len(prompts), [[0] * shape.depth for _ in prompts])
         self.accepted: list[list[int]] = [[] for _ in prompts]  # drafts that were accepted, of each prompt and block
@@ -272,7 +273,7 @@ class Decoder:
     def draft(self, end: int, last_two: Tensor, length: Tensor, noise: Iterable[Tensor] | Tensor) -> DraftTree:
         """The trees; noise of each level, or in one piece, as `state` gives it."""
         if self.drafter is None:
-            return no_tree(self.shape, len(length), self.randomness.vocabulary, self.device)
+            return no_tree(self.shape, len(length), self.vocabulary, self.device)
         if self.graphs is not None:
             noise = noise.split(self.randomness.rows, 1)
         drafting = self.method.drafting

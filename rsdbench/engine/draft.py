@@ -27,7 +27,7 @@ from rsdbench.sampling.laws import Warp
 
 
 def noise_rows(drafting: Drafting, shape: TreeShape) -> list[int]:
-    """Rows of V Gumbel variables that each level of a tree needs."""
+    """Rows of S Gumbel variables that each level of a tree needs."""
     return [drafting.noise_rows(above, width) for above, width in zip((1, *shape.widths), shape.widths, strict=False)]
 
 
@@ -62,7 +62,7 @@ def draft_tree(
     """Draft a tree below each sequence's last token, in `shape.depth` forwards of the drafter.
 
     last_two [B, 2]: the token before the root and the root; length [B]: the root's position, at most `end`; limit:
-    positions there are; noise: of each level, [B, noise_rows, V].
+    positions there are; noise: of each level, [B, noise_rows, S].
     """
     shape, batch, device = lane.shape, len(length), lane.device
     drawn = shape.parents is None  # the draws decide the parents

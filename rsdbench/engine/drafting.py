@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rsdbench.engine.tree import TreeShape
 from rsdbench.errors import UsageError
-from rsdbench.sampling.gumbel import conditioned_scores, draw, top_k
+from rsdbench.sampling.gumbel import best_children, draw
 
 
 class Level(NamedTuple):
@@ -70,14 +70,14 @@ class Drafting(ABC):
         """The shape of a structure whose form is right."""
 
     def noise_rows(self, above: int, width: int) -> int:
-        """Rows of V Gumbel variables needed to draft a level of `width` nodes below `above` nodes."""
-        return above
+        """Rows of S Gumbel variables (`gumbel.group_size`) to draft a level of `width` nodes below `above` nodes."""
+        return above + width
 
     @abstractmethod
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
         """Draft the next level of `width` nodes.
 
-        log_q [B, W', V]: the drafter's log-laws at the level above; noise [B, noise_rows, V].
+        log_q [B, W', V]: the drafter's log-laws at the level above; noise [B, noise_rows, S].
         """
 
 
@@ -103,8 +103,8 @@ class Sequences(Drafting):
         return TreeShape((count,) * length, (count,) * length, (*first_level, *range(count * (length - 1))))
 
     def noise_rows(self, above: int, width: int) -> int:
-        """Each sequence has noise of its own, at the first level too."""
-        return width
+        """Each sequence has noise of its own, at the first level too: of the groups, and of the tokens of one."""
+        return 2 * width
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
         """One token behind each sequence; all those of the first level have the root's single law."""
@@ -114,7 +114,7 @@ class Sequences(Drafting):
             log_q, valid = log_q.index_select(1, parents[0]), above.valid.gather(1, parents)
         else:
             valid = above.valid
-        return Level(draw(log_q, noise), parents, valid)
+        return Level(draw(log_q, noise.unflatten(1, (width, 2))), parents, valid)
 
 
 class Branching(Drafting):
@@ -129,13 +129,17 @@ class Branching(Drafting):
         return TreeShape(widths, factors, tuple(parents))
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
-        """The same number of children for each node, siblings by falling perturbed score."""
-        parents_above = above.tokens.shape[1]
+        """The same number of children for each node, siblings by falling perturbed score.
+
+        What is below a node is a beam search of its own, which begins with it as its root.
+        """
+        batch, parents_above = above.tokens.shape
         children = width // parents_above
-        _, tokens, valid = top_k(log_q + noise, children)  # [B, W', b]
-        valid = valid & above.valid.unsqueeze(-1)
-        parents = shared_parents(tokens.shape[0], parents_above, width, tokens.device)
-        return Level(tokens.flatten(1), parents, valid.flatten(1))
+        root = torch.zeros(batch, parents_above, 1, device=log_q.device)
+        noise = noise.unflatten(1, (parents_above, 1 + children))
+        found = best_children(log_q.unsqueeze(2), root, root, above.valid.unsqueeze(-1), noise, children)
+        parents = shared_parents(batch, parents_above, width, log_q.device)
+        return Level(found.tokens.flatten(1), parents, found.valid.flatten(1))
 
 
 class StochasticBeam(Drafting):
@@ -146,19 +150,11 @@ class StochasticBeam(Drafting):
         return TreeShape((beam,) * length, (beam,) * length, None)
 
     def expand(self, above: Level, log_q: Tensor, noise: Tensor, width: int) -> Level:
-        """The K best of all children by their scores conditioned on their parents'.
-
-        Conditioning keeps the order among a parent's children, so no more than K of each can be among the best.
-        """
-        _, tokens, valid = top_k(log_q + noise, width)  # [B, W', K]
-        own_log_q, own_noise = log_q.gather(-1, tokens), noise.gather(-1, tokens)
-        log_prob, score = conditioned_scores(own_log_q, own_noise, above.log_prob, above.score)
-        score = torch.where(valid & above.valid.unsqueeze(-1), score, float("-inf"))
-        best, index, valid = top_k(score.flatten(1), width)
+        """The K best of all children by their scores conditioned on their parents'."""
+        found = best_children(log_q, above.log_prob, above.score, above.valid, noise, width)
         # a missing node keeps finite numbers, so that nothing drafted below it is NaN
-        log_prob = torch.where(valid, log_prob.flatten(1).gather(1, index), 0.0)
-        tokens = tokens.flatten(1).gather(1, index)
-        return Level(tokens, index // width, valid, log_prob, torch.where(valid, best, 0.0))
+        log_prob, score = (torch.where(found.valid, x, 0.0) for x in (found.log_prob, found.score))
+        return Level(found.tokens, found.entries, found.valid, log_prob, score)
 
 
 def shared_parents(batch: int, above: int, width: int, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,20 +11,19 @@ from torch import Tensor
 from rsdbench.sampling.gumbel import to_gumbel
 
 AHEAD, NUMBERS = 16, 2**16  # blocks that are drawn at once, at most, and random numbers of all of them
-BATCH_NUMBERS = 2**20  # of a batch's block that are drawn at once: of more there is no room beside the laws
 
 
 class Numbers(NamedTuple):
-    """Of one block: for noise of each level [B, rows, V], for that of the last token [B, V], uniforms [B, L, slots].
+    """Of one block: for noise of each level [B, rows, S], for that of the last token [B, 2, S], uniforms [B, L, slots].
 
-    drafts: to be taken once, in order; whole: all levels in one piece, [B, all rows, V], if they are small. Noise comes
-    as the uniforms that `to_gumbel` makes it of, which takes less time where it is read: recordings alone get it made.
+    whole: that of all levels in one piece, [B, all rows, S]. S: as in `gumbel.group_size`. Noise comes as the uniforms
+    that `to_gumbel` makes it of, which takes less time where it is read: recordings alone get it made.
     """
 
-    drafts: Iterable[Tensor]
+    drafts: tuple[Tensor, ...]
     last: Tensor
     uniforms: Tensor
-    whole: Tensor | None = None
+    whole: Tensor
 
 
 class Randomness:
@@ -36,17 +35,17 @@ class Randomness:
     """
 
     def __init__(
-        self, generator: torch.Generator, rows: list[int], vocabulary: int, slots: int,
+        self, generator: torch.Generator, rows: list[int], size: int, slots: int,
         memory: Callable[..., Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """rows: of noise, for each level of the tree.
+        """rows: of noise, for each level of the tree; size: S.
 
         memory: gives what a single sequence's numbers lie in, if that is to be the same for each block, for
         recordings: then they are drawn for one block at a time.
         """
-        self.generator, self.rows, self.vocabulary, self.slots = generator, rows, vocabulary, slots
+        self.generator, self.rows, self.size, self.slots = generator, rows, size, slots
         self.memory = memory
-        self.noise = (sum(rows) + 1) * vocabulary  # of a block, for drafts and the last token
+        self.noise = (sum(rows) + 2) * size  # of a block, for drafts and the last token
         self.lines: Tensor | None = None  # [blocks, numbers]: each block's noise, then its uniforms
         self.own: list[Numbers] = []  # views of them, of each block
         self.used = 0
@@ -57,15 +56,9 @@ class Randomness:
             self.ahead()
             self.used += 1
             return self.own[self.used - 1]
-        small = batch * self.noise <= BATCH_NUMBERS
-        noise = fresh((batch, sum(self.rows) + 1 if small else 1, self.vocabulary), self.generator)
+        noise = fresh((batch, sum(self.rows) + 2, self.size), self.generator)
         uniforms = torch.rand(batch, len(self.rows), self.slots, generator=self.generator, device=noise.device)
-        return self.apart(noise, uniforms) if small else Numbers(self.levels(batch), noise[:, 0], uniforms)
-
-    def levels(self, batch: int) -> Iterator[Tensor]:
-        """For the noise of each level, drawn when it is asked for."""
-        for rows in self.rows:
-            yield fresh((batch, rows, self.vocabulary), self.generator)
+        return self.apart(noise, uniforms)
 
     def ahead(self) -> None:
         """Draw what the next block of a single sequence takes, if it is not there yet."""
@@ -79,7 +72,7 @@ class Randomness:
         make = self.memory or torch.empty
         lines = make(blocks * numbers, dtype=torch.float32, device=self.generator.device)
         self.lines = lines.view(blocks, numbers)
-        noise = self.lines[:, : self.noise].unflatten(1, (-1, self.vocabulary))
+        noise = self.lines[:, : self.noise].unflatten(1, (-1, self.size))
         uniforms = self.lines[:, self.noise :].unflatten(1, (len(self.rows), self.slots))
         self.own = [self.apart(*own) for own in zip(noise.split(1), uniforms.split(1), strict=True)]
         self.used = blocks
@@ -94,9 +87,9 @@ class Randomness:
         self.used = 0
 
     def apart(self, noise: Tensor, uniforms: Tensor) -> Numbers:
-        """Numbers for noise [B, all rows, V], those of the last token last, by what they are for, and uniforms."""
-        *drafts, last = noise.split([*self.rows, 1], 1)
-        return Numbers(tuple(drafts), last[:, 0].contiguous(), uniforms, noise[:, :-1])
+        """Numbers for noise [B, all rows, S], those of the last token last, by what they are for, and uniforms."""
+        *drafts, last = noise.split([*self.rows, 2], 1)
+        return Numbers(tuple(drafts), last.contiguous(), uniforms, noise[:, :-2])
 
 
 def fresh(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ def verify(
     """Accept drafts from the root downwards and draw the last token.
 
     tempered [B, 1 + N, V], the target's laws before `Warp.cut`; uniforms [B, L, `walk.slots_of` the largest fanout];
-    noise [B, V], Gumbel, for the last token; root [B, 1], the token there.
+    noise [B, 2, S], as in `gumbel.draw`, for the last token; root [B, 1], the token there.
     """
     drafts = Drafts(tempered, tree.laws, tree.tokens, tree.parents, tree.valid)
     free = reading_is_free(tempered.device)

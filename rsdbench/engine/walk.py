@@ -126,7 +126,7 @@ def chain(rule: Rule, warp: Warp, drafts: Drafts, uniforms: Tensor) -> Walk:
 
 
 def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk) -> Outcome:
-    """Draw the last token and put it behind the accepted ones: root [B, 1], the token there; noise [B, V], Gumbel."""
+    """Draw the last token and put it behind the accepted ones: root [B, 1], the token there; noise as in `draw`."""
     law = torch.where(walk.going.unsqueeze(1), warp.cut(at_row(tempered, walk.row)).exp(), walk.last)
     accepted = (walk.rows > 0).sum(1, keepdim=True)
     tokens = walk.tokens.scatter(1, accepted, draw(law.log(), noise).unsqueeze(1))
