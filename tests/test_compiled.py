@@ -310,7 +310,7 @@ def test_the_graph_holds_the_weights_that_it_reads(compiled_pairs):
 def test_laws_of_a_large_vocabulary_take_the_place_of_the_logits(monkeypatch):
     pair = make_pair("opt", vocabulary=SMALL_VOCABULARY + 8)
     prompts = [[2, *range(i + 3, i + 9)] for i in range(10)]
-    expected = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=4)
+    expected = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=7)
     pair.compile()
     assert not pair.target_forward.tempered
     in_place, real = [], Lane.tempered
@@ -322,7 +322,7 @@ def test_laws_of_a_large_vocabulary_take_the_place_of_the_logits(monkeypatch):
 
     monkeypatch.setattr(lane, "PART", 2**16)
     monkeypatch.setattr(Lane, "tempered", tempered)
-    ours = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=4)
+    ours = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=7)
     assert sum(a != b for a, b in zip(ours.tokens, expected.tokens, strict=True)) <= 1  # rounding decides one or none
     assert set(in_place) == {(True, True), (False, False)}, "laws of many sequences, but not those of the last one"
 

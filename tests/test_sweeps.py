@@ -209,12 +209,15 @@ def test_a_process_that_hangs_is_ended_in_time(monkeypatch):
     ready, go = os.pipe()
     pid = os.fork()
     if not pid:
-        with preemptible():
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # another thread will get it
-            os.write(go, b"x")
-            ctypes.CDLL(None).sleep(30)
-        os._exit(1)
+        try:
+            with preemptible():
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # another thread will get it
+                os.write(go, b"x")
+                ctypes.CDLL(None).sleep(30)
+        finally:
+            os._exit(1)
     os.read(ready, 1)
+    time.sleep(1)  # by then it is inside the call: a signal before it would find a handler to run
     started = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == CODE
