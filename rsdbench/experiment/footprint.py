@@ -7,8 +7,8 @@ At its largest moment, in bytes, with a batch of b prompts, a budget of B tokens
 - cache, of both models: layers x 2 x b x heads x columns x head size x bytes of a number; columns = longest prompt +
   new tokens + B + L + 3 (`engine.cache`)
 - workspace: the larger of `LAWS` arrays [b, 1 + B, vocabulary] in float32 (the drafter's laws, the target's logits on
-  their way to laws, what verification makes of them) and a prefill's activations [b, longest prompt, `ACTIVATIONS` x width]; one layer's keys
-  and values once more; and `prefix_memory`
+  their way to laws, what verification makes of them) and a prefill's activations [b, longest prompt, `ACTIVATIONS` x
+  width]; one layer's keys and values once more; and `prefix_memory`
 
 A tenth of each card is left free, for the allocator and the device's own context.
 """
