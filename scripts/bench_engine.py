@@ -98,7 +98,7 @@ def bare_forwards(pair: Pair, method: str, structure: str, length: int, batch: i
         calls.append((lane.compiled.library.run, [*(x.contiguous() for x in inputs), *lane.cache.views(batch)]))
 
     if shape.depth:
-        drafter = Lane(pair.drafter, shape, warp, batch, positions, True, pair.drafter_forward)
+        drafter = Lane(pair.drafter, shape, warp, batch, positions, True, pair.levels())
         prepare(drafter, tokens[:, :1].expand(batch, 2), -1, drafter.two_rows)
         for rows in (slice(shape.level(d).start + 1, shape.level(d).stop + 1) for d in range(1, shape.depth)):
             prepare(drafter, tokens[:, rows], rows.start, ancestors[:, rows])
@@ -187,7 +187,7 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str,
 def drafter_step(pair: Pair, repeats: int) -> float:
     """Median time of one row through the drafter behind 100 tokens, in ms."""
     shape = get_shape("sd", "6")
-    lane = Lane(pair.drafter, shape, Warp(TEMPERATURE), 1, 110, True, pair.drafter_forward)
+    lane = Lane(pair.drafter, shape, Warp(TEMPERATURE), 1, 110, True, pair.levels())
     length, tokens = torch.tensor([100]), torch.tensor([[5]])
     ancestors = torch.eye(1 + shape.budget, dtype=torch.bool)[1:2].unsqueeze(0)
     times = []

@@ -59,11 +59,10 @@ def rows_of(cell: Cell, prompts: int, source: random.Random) -> list[dict[str, A
                 "cell_id": cell.id, "experiment": config.name, "row": cell.row.label, "drafter": config.drafter.name,
                 "target": config.target.name, "dataset": config.dataset.name, "method": cell.method,
                 "structure": cell.structure, "budget": cell.budget, "depth": 3, "seed": 0, "prompt_id": f"p{i:04d}",
-                "phase": phase, "prompt_tokens": 60, "source_cut": 0, "new_tokens": 32,
+                "phase": phase, "turn": 0, "prompt_tokens": 60, "source_cut": 0, "new_tokens": 32,
                 "blocks": source.randrange(10, 33), "accepted_by_depth": [5, 3, 1], "tokens": tokens,
-                "prefill_s": 0.1, "decode_s": source.uniform(0.1, 0.3), "draft_s": 0.1, "target_s": 0.1,
-                "verify_s": 0.01, "commit_s": 0.01, "ar_new_tokens": 32, "ar_decode_s": source.uniform(0.1, 0.3),
-                "text": text, "reference": reference, "metric": config.dataset.metric,
+                **(times(source) if phase == "speed" else {}), "text": text, "reference": reference,
+                "metric": config.dataset.metric,
                 "score_statistics": list(SCORES[config.dataset.metric].statistics(text, reference)),
                 "drafter_params": 25_000 + 45_000 * ("70k" in config.drafter.name),
                 "target_params": {"opt-2.6m": 2_600_000, "opt-6m": 6_000_000}.get(config.target.name, 13_200_000),
@@ -72,6 +71,16 @@ def rows_of(cell: Cell, prompts: int, source: random.Random) -> list[dict[str, A
             }
         )  # fmt: skip
     return made
+
+
+def times(source: random.Random) -> dict[str, Any]:
+    """What records hold of a turn's times."""
+    own, ar = ([source.randrange(5000, 9000) for _ in range(blocks)] for blocks in (20, 32))
+    return {
+        "prefill_s": 0.1, "decode_s": sum(own) / 1e6, "block_us": own, "draft_s": 0.01, "target_s": 0.1,
+        "verify_s": 0.01, "commit_s": 0.01, "ar_new_tokens": 32, "ar_decode_s": sum(ar) / 1e6, "ar_block_us": ar,
+        "steady": True,
+    }  # fmt: skip
 
 
 def fill(results: Path, cells: int, prompts: int) -> None:

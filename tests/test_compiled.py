@@ -84,7 +84,7 @@ def test_a_compiled_prefill_fills_the_same_cache(compiled_pairs, kind, part, wid
     tokens = torch.randint(3, 64, (3, width), generator=generator)
     for model, forward, previous in (
         (pair.target, pair.target_forward, False),
-        (pair.drafter, pair.drafter_forward, True),
+        (pair.drafter, pair.levels(), True),
     ):
         lanes = [Lane(model, get_shape("sd", "3"), Warp(0.7), 3, 16, previous, own) for own in (None, forward)]
         for own in lanes:
@@ -219,7 +219,7 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
     assert names <= set(files)
     assert len(names) == 4, "targets and drafters, which attend in another way, of OPT and of Llama"
     assert all(name.endswith(".pt2") for name in files), "nothing half written stays"
-    monkeypatch.setattr(ahead, "build", refuse)
+    monkeypatch.setattr(ahead.Recipe, "compile", refuse)
     other = make_pair("mixed", noise=0.3)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -276,7 +276,7 @@ def test_a_run_compiles_and_its_records_say_so(cache, tmp_path):
 def test_a_damaged_graph_is_compiled_anew(compiled_pairs, cache, monkeypatch):
     builds = []
 
-    def build(path, *_):
+    def build(_, path):
         builds.append(path)
         path.write_bytes(file_of(compiled_pairs["mixed"].target).read_bytes())
         return path
@@ -284,7 +284,7 @@ def test_a_damaged_graph_is_compiled_anew(compiled_pairs, cache, monkeypatch):
     model = make_pair("mixed", vocabulary=66).target
     join_projections(model)
     file_of(model).write_bytes(b"half of a file")
-    monkeypatch.setattr(ahead, "build", build)
+    monkeypatch.setattr(ahead.Recipe, "compile", build)
     CompiledForward(model)
     assert len(builds) == 1
     assert file_of(model).read_bytes() != b"half of a file"

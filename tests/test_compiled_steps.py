@@ -8,6 +8,7 @@ import torch
 import rsdbench
 from rsdbench.engine import ahead, compiled_steps, walk
 from rsdbench.engine.cache import TreeCache, accept
+from rsdbench.engine.compiled_calls import calls_of
 from rsdbench.engine.compiled_steps import PLAIN
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.engine.models import Pair
@@ -18,7 +19,7 @@ from rsdbench.rules.recursive_rejection import recursive_rejection
 from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import Warp
 
-from .conftest import make_pair
+from .conftest import all_structures, make_pair
 
 pytestmark = pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 WORDS = 19
@@ -27,6 +28,12 @@ WORDS = 19
 @pytest.fixture(autouse=True)
 def cache(compiled_cache):
     return compiled_cache
+
+
+def places(shape):
+    """Drafts below a node that a structure's verification is compiled for."""
+    fanout = max(shape.fanouts)
+    return fanout if fanout == 1 else slots_of(fanout)
 
 
 def random_law(*shape):
@@ -68,10 +75,10 @@ def test_verification_goes_the_same_way(method, structure, batch):
         theirs = verify(shape, tree, tempered, rule, PLAIN, uniforms, to_gumbel(noise.clone()), root)
         tokens = torch.cat([torch.zeros_like(root), root, tree.tokens], 1)
         if shape.depth:
-            library = compiled_steps.compiled_verify(rule, max(shape.fanouts), WORDS)
+            library = compiled_steps.library_of(compiled_steps.verify_recipe, rule, places(shape), WORDS)
             inputs = uniforms, noise, tokens, tempered, tree.laws, tree.parents.contiguous(), tree.valid
         else:
-            library, inputs = compiled_steps.compiled_finish(WORDS), (noise, tokens, tempered)
+            library, inputs = compiled_steps.library_of(compiled_steps.finish_recipe, WORDS), (noise, tokens, tempered)
         report, rows, kept = library.run(list(inputs))
         assert torch.equal(kept, theirs.accepted)
         assert torch.equal(rows, theirs.rows)
@@ -102,7 +109,8 @@ def test_accepted_rows_move_the_same_way(dtypes, batch, rows):
     accepted, length = torch.randint(rows, (batch,)), torch.randint(1, 9, (batch,))
     ours, theirs, before = (random_caches(dtypes) for _ in range(3))
     found, storages = length.clone(), [cache.storage[0] for cache in ours]
-    compiled_steps.compiled_accept(*dtypes).run([accepted_rows.long(), accepted, found, ours[0].first, *storages])
+    library = compiled_steps.library_of(compiled_steps.accept_recipe, *dtypes)
+    library.run([accepted_rows.long(), accepted, found, ours[0].first, *storages])
     assert torch.equal(found, accept(theirs, accepted_rows.long(), accepted, length))
     assert torch.equal(found, length + accepted + 1)
     for a, b, c in zip(ours, theirs, before, strict=True):
@@ -111,13 +119,12 @@ def test_accepted_rows_move_the_same_way(dtypes, batch, rows):
 
 
 def test_a_few_libraries_serve_all_structures_and_vocabularies(cache):
-    for method in METHODS.values():
-        for structures in method.drafting.structures.values():
-            for structure in structures:
-                assert max(method.drafting.shape(structure).fanouts) in {1, 2, 3, 5, 6, 7}, "a library each"
+    shapes = [get_shape(method, structure) for method, structure, _ in all_structures()]
+    assert {places(shape) for shape in shapes} == {1, 2, 8}, "a library each"
     rule, files = METHODS["rsd_s"].rule, []
     for words in (WORDS, WORDS + 4):
-        assert None not in (compiled_steps.compiled_verify(rule, 2, words), compiled_steps.compiled_finish(words))
+        assert compiled_steps.library_of(compiled_steps.verify_recipe, rule, 2, words) is not None
+        assert compiled_steps.library_of(compiled_steps.finish_recipe, words) is not None
         files.append({f.name for f in cache.iterdir()})
     assert files[0] == files[1]
 
@@ -134,9 +141,9 @@ def test_a_rule_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
     expected = rsdbench.generate(pair, prompts, "rsd_c", "2-2", 12, 0.7)
     pair.compile()
     method = METHODS["rsd_c"]
-    assert pair.calls(method.drafting, method.rule, Warp(0.7), 2) is not None
-    assert pair.calls(method.drafting, a_new_rule, Warp(0.7), 2) is None
-    assert compiled_steps.compiled_verify(a_new_rule, 2, 64) is None
+    assert calls_of(pair, method.drafting, method.rule, Warp(0.7), 2) is not None
+    assert calls_of(pair, method.drafting, a_new_rule, Warp(0.7), 2) is None
+    assert compiled_steps.library_of(compiled_steps.verify_recipe, a_new_rule, 2, 64) is None
     monkeypatch.setitem(METHODS, "rsd_c", replace(method, rule=a_new_rule))
     assert rsdbench.generate(pair, prompts, "rsd_c", "2-2", 12, 0.7).tokens == expected.tokens
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 def test_a_merged_file_gives_the_same_table_and_figure(folder, tmp_path):
     out, err = rsdbench("merge", folder, "--out", tmp_path / "all.parquet")
-    assert "3 cells, 9 rows" in out
+    assert "3 cells, 12 rows" in out
     assert not err
     merged = pd.read_parquet(tmp_path / "all.parquet")
     apart = pd.concat([pd.read_parquet(file) for file in cells(folder)], ignore_index=True)

@@ -34,7 +34,13 @@ def test_mbsu_divides_by_the_cost_of_drafting():
 
 def test_token_rate_is_relative_to_ar_on_the_same_prompts():
     frame = pd.DataFrame(
-        {"new_tokens": [10, 20], "decode_s": [1.0, 1.0], "ar_new_tokens": [10, 20], "ar_decode_s": [2.0, 2.0]}
+        {
+            "prompt_id": ["a", "b"],
+            "new_tokens": [10, 20],
+            "steady_s": [1.0, 1.0],
+            "ar_new_tokens": [10, 20],
+            "ar_steady_s": [2.0, 2.0],
+        }
     )
     assert metrics.token_rate(frame) == pytest.approx((2.0, 2.0, 2.0))
 

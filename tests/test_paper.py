@@ -66,13 +66,13 @@ def made_up(truth=TRUTH, prompts=30, noise=0.1, seed=0, rows=EVERYWHERE, summari
         for phase in ("quality", "speed"):
             frames.append(pd.DataFrame({
                 **shared, "phase": phase, "prompt_id": [f"p{k}" for k in range(prompts)], "new_tokens": tokens,
-                "blocks": tokens / efficiency / deviation, "decode_s": tokens / rate / deviation,
-                "ar_new_tokens": tokens, "ar_decode_s": tokens * np.exp(0.01 * random.normal(size=prompts)),
+                "blocks": tokens / efficiency / deviation, "steady_s": tokens / rate / deviation,
+                "ar_new_tokens": tokens, "ar_steady_s": tokens * np.exp(0.01 * random.normal(size=prompts)),
             }))  # fmt: skip
             quality = 0.2 * accuracy * deviation
             stored += [statistics(DATASETS[dataset], q) for q in quality.clip(0, 1)]
     frame = pd.concat(frames, ignore_index=True)
-    return Results(frame, pa.array(stored), OmegaConf.create({}), [], dict(LABELS))
+    return Results(frame, pa.array(stored), OmegaConf.create({}), [], dict(LABELS), {})
 
 
 def verdicts(results):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsdbench.engine import ahead, products
-from rsdbench.engine.products import FUSED, LARGE, is_small, large_linear, lay_out, linear, summed_linear, summed_matmul
+from rsdbench.engine.products import LARGE, is_small, large_linear, lay_out, linear, summed_linear, summed_matmul
 from rsdbench.engine.projections import join_projections
 
 from .conftest import make_pair, tiny_opt
@@ -49,13 +49,14 @@ def test_compiled_code_calls_onednn_for_large_matrices_and_reads_them_where_they
     layer = layers(256, outputs, by_input=True)
     sizes = ({0: torch.export.Dim.DYNAMIC},)
     options = {"aot_inductor.package_constants_in_so": False}
-    library = ahead.library("layer", [outputs], layer, (torch.randn(3, 256),), sizes, **options)
+    recipe = ahead.Recipe("layer", "layer", [outputs], layer, (torch.randn(3, 256),), sizes, options=options)
+    library = recipe.library()
     own = library.set_weights(layer)
     assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
     for rows in (1, 9):
         x = torch.randn(rows, 256)
         torch.testing.assert_close(library.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
-    code = ahead.file_of("layer", [outputs], options).read_bytes()
+    code = recipe.path.read_bytes()
     assert any(SHIM in part for part in unpacked(code, ".so")) == calls
 
 
@@ -126,11 +127,12 @@ def test_a_small_model_calls_no_products(compiled_cache):
     sizes = ({0: torch.export.Dim.DYNAMIC},)
     options = {"aot_inductor.package_constants_in_so": False}
     for small in (True, False):
-        library = ahead.library("small", [], layer, (torch.randn(3, 16),), sizes, small, **options)
+        recipe = ahead.Recipe("small", "small", [], layer, (torch.randn(3, 16),), sizes, small, options)
+        library = recipe.library()
         own = library.set_weights(layer)
         assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
         for rows in (1, 9):
             x = torch.randn(rows, 16)
             torch.testing.assert_close(library.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
-        code = ahead.file_of("small", [], options | (FUSED if small else {})).read_bytes()
+        code = recipe.path.read_bytes()
         assert any(b"aoti_torch_cpu_mm_out" in part for part in unpacked(code, ".so")) != small

@@ -10,9 +10,10 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
-from contextlib import suppress
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,53 +54,80 @@ def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in named}
 
 
-def library(
-    name: str, parts: Iterable[object], module: torch.nn.Module, inputs: tuple, sizes: tuple, small: bool = False,
-    **options: Any,
-) -> Library:  # fmt: skip
-    """A module's forward as a library: compiled now, if no earlier process has left it on disk.
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A module's forward that is to be a library.
 
-    parts: what its code depends on beside this machine and its versions of libraries; inputs: examples, in which sizes
-    of 0 and 1 would be taken as fixed; sizes: which dimensions of each may differ, as `dynamic_shapes` of
-    `torch.export.export`; small: whether it is a small model, as `products.is_small`; options: of Inductor.
-
-    Raises:
-        UsageError: there is no C++ compiler, the code cannot be exported, or the library cannot be kept on disk.
+    title: what it is, for people; parts: what its code depends on beside this machine and its versions of libraries;
+    inputs: examples, in which sizes of 0 and 1 would be taken as fixed; sizes: which dimensions of each may differ, as
+    `dynamic_shapes` of `torch.export.export`; small: whether it is a small model, as `products.is_small`; options: of
+    Inductor; during: what holds while it is exported.
     """
-    options |= FUSED if small else {}
-    path = file_of(name, parts, options)
-    if path.exists():
-        with suppress(RuntimeError):  # a damaged file is written anew
-            return Library(path)
-    if not compiler_at_hand():
-        raise UsageError("compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            build(Path(folder) / path.name, module, inputs, sizes, small, options).replace(path)
-        return Library(path)
-    except OSError as error:
-        raise UsageError(
-            f"compiled code cannot be kept in '{path.parent}' ({error.strerror or error}): make room there, set "
-            "$XDG_CACHE_HOME to another folder, or take compile=false"
-        ) from None
-    except Exception as error:  # of any kind: exporting runs all of the module's own code
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{name} cannot be compiled ({reason}): take compile=false") from error
 
+    title: str
+    name: str
+    parts: Iterable[object]
+    module: torch.nn.Module
+    inputs: tuple
+    sizes: tuple
+    small: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
 
-def build(
-    path: Path, module: torch.nn.Module, inputs: tuple, sizes: tuple, small: bool, options: dict[str, Any]
-) -> Path:  # fmt: skip
-    """Export and compile into a file."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        exported = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
-        exported = exported.run_decompositions(decompositions(small))
-        options = OPTIONS | shims() | options
-        return Path(
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
-        )
+    @cached_property
+    def path(self) -> Path:
+        """Where the library lies when it is built."""
+        return file_of(self.name, self.parts, self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options of Inductor, with those of small models."""
+        return self.options | FUSED if self.small else self.options
+
+    def library(self) -> Library:
+        """Load the library; build it first, if no earlier process has left it on disk.
+
+        Raises:
+            UsageError: as in `build`.
+        """
+        if self.path.exists():
+            with suppress(RuntimeError):  # a damaged file is written anew
+                return Library(self.path)
+        self.build()
+        return Library(self.path)
+
+    def build(self) -> None:
+        """Export, compile, and keep the library on disk.
+
+        Raises:
+            UsageError: there is no C++ compiler, the code cannot be exported, or the library cannot be kept on disk.
+        """
+        if not compiler_at_hand():
+            raise UsageError("compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false")
+        path = self.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder, self.during():
+                self.compile(Path(folder) / path.name).replace(path)
+        except OSError as error:
+            raise UsageError(
+                f"compiled code cannot be kept in '{path.parent}' ({error.strerror or error}): make room there, set "
+                "$XDG_CACHE_HOME to another folder, or take compile=false"
+            ) from None
+        except Exception as error:  # of any kind: exporting runs all of the module's own code
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{self.name} cannot be compiled ({reason}): take compile=false") from error
+
+    def compile(self, path: Path) -> Path:
+        """Export and compile into a file."""
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(self.module, self.inputs, dynamic_shapes=self.sizes, strict=False)
+            exported = exported.run_decompositions(decompositions(self.small))
+            options = OPTIONS | shims() | self.settings
+            return Path(
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+            )
 
 
 def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:

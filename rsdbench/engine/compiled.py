@@ -9,7 +9,8 @@ architecture share it, and the loaded weights are used where they lie.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from rsdbench.engine.ahead import SMALL_VOCABULARY, library, source, weights_of
+from rsdbench.engine.ahead import SMALL_VOCABULARY, Recipe, source, weights_of
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
@@ -185,16 +186,16 @@ class CompiledForward:
     """
 
     def __init__(self, model: Any, drafts: bool = False) -> None:
-        """drafts: whether the model is a drafter."""
-        self.tempered = model.config.vocab_size <= SMALL_VOCABULARY
-        step, (rows, storage) = Step(model, self.tempered), examples(model)
-        with attention(model) if drafts else nullcontext():
-            self.library = library(
-                type(model).__name__, parts(model), step, (tuple(rows), storage),
-                (tuple(SIZES), storage_sizes(storage)), drafts and is_small(model), **WITHOUT_WEIGHTS,
-            )  # fmt: skip
-        self.weights = self.library.set_weights(step)
-        self.like = storage[0]
+        """drafts: whether the model is a drafter.
+
+        Raises:
+            UsageError: as in `Recipe.build`.
+        """
+        recipe = forward_recipe(model, drafts)
+        self.tempered = recipe.module.tempered
+        self.library = recipe.library()
+        self.weights = self.library.set_weights(recipe.module)
+        self.like = recipe.inputs[1][0]
 
     def __call__(self, rows: Rows, storage: list[Tensor]) -> Tensor:
         """See `Step`."""
@@ -205,21 +206,49 @@ class CompiledGrow:
     """A level of drafting in a library, with the weights that it reads."""
 
     def __init__(self, model: Any, drafting: Drafting) -> None:
-        step, kind = DraftStep(model, drafting), type(drafting)
-        growth, drafted, storage = growing_examples(model, drafting)
-        inputs = tuple(growth), tuple(drafted), storage
-        with attention(model):
-            whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
-            self.library = library(
-                f"{type(model).__name__}-{kind.__name__}", whole, step, inputs, (*GROWING, storage_sizes(storage)),
-                is_small(model), **WITHOUT_WEIGHTS,
-            )  # fmt: skip
-        self.weights = self.library.set_weights(step)
+        """Raise UsageError as `Recipe.build` does."""
+        recipe = grow_recipe(model, drafting)
+        self.library = recipe.library()
+        self.weights = self.library.set_weights(recipe.module)
+
+
+def forward_recipe(model: Any, drafts: bool = False) -> Recipe:
+    """A model's forward; drafts: whether it is a drafter's."""
+    step, (rows, storage) = Step(model, model.config.vocab_size <= SMALL_VOCABULARY), examples(model)
+    during = partial(attention, model, drafts)
+    with during():
+        whole = parts(model)
+    return Recipe(
+        f"forward of {name_of(model)}", type(model).__name__, whole, step,
+        (tuple(rows), storage), (tuple(SIZES), storage_sizes(storage)), drafts and is_small(model), WITHOUT_WEIGHTS,
+        during,
+    )  # fmt: skip
+
+
+def grow_recipe(model: Any, drafting: Drafting) -> Recipe:
+    """A level of drafting."""
+    kind, during = type(drafting), partial(attention, model)
+    growth, drafted, storage = growing_examples(model, drafting)
+    with during():
+        whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
+    return Recipe(
+        f"drafting of {kind.__name__} by {name_of(model)}", f"{type(model).__name__}-{kind.__name__}", whole,
+        DraftStep(model, drafting), (tuple(growth), tuple(drafted), storage), (*GROWING, storage_sizes(storage)),
+        is_small(model), WITHOUT_WEIGHTS, during,
+    )  # fmt: skip
+
+
+def name_of(model: Any) -> str:
+    """What people call a model: the last part of its path."""
+    return Path(model.config.name_or_path or type(model).__name__).name
 
 
 @contextmanager
-def attention(model: Any) -> Iterator[None]:
+def attention(model: Any, drafts: bool = True) -> Iterator[None]:
     """A drafter's few rows attend by products of matrices: an operator of its own takes longer to call than to run."""
+    if not drafts:
+        yield
+        return
     own = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

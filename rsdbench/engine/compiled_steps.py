@@ -7,7 +7,7 @@ that all models and structures share them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsdbench.engine import cache, walk
-from rsdbench.engine.ahead import SMALL_VOCABULARY, Library, library, source
+from rsdbench.engine.ahead import SMALL_VOCABULARY, Library, Recipe, source
 from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
@@ -43,36 +43,27 @@ class Function(torch.nn.Module):
         return tuple(self.function(*inputs))
 
 
-def compiled(
-    name: str, function: Callable[..., Any], of: object, vocabulary: int, *inputs: tuple[Tensor, str]
-) -> Library:
-    """A function as a library. of: what it depends on beside our sources; each input with the dimensions that vary.
-
-    Raises:
-        UsageError: as in `ahead.library`.
-    """
+def recipe(
+    title: str, function: Callable[..., Any], of: object, vocabulary: int, *inputs: tuple[Tensor, str]
+) -> Recipe:  # fmt: skip
+    """A function to compile. of: what it depends on beside our sources; each input with the dimensions that vary."""
     options = {"cpp.threads": 1} if vocabulary <= SMALL_VOCABULARY else {}
+    name = title.partition(" ")[0]
     parts = (name, of, *(file.read_text() for file in SOURCES))
     sizes = tuple({int(d): DYNAMIC for d in dimensions} for _, dimensions in inputs)
-    return library(name, parts, Function(function), tuple(x for x, _ in inputs), (sizes,), **options)
+    return Recipe(title, name, parts, Function(function), tuple(x for x, _ in inputs), (sizes,), options=options)
 
 
-def or_none(make: Callable[..., Library]) -> Callable[..., Library | None]:
-    """What cannot be compiled runs as it is: None, which is remembered like a library."""
-
-    @wraps(make)
-    def attempt(*of: Any) -> Library | None:
-        try:
-            return make(*of)
-        except UsageError:
-            return None
-
-    return attempt
+@lru_cache(maxsize=128)
+def library_of(make: Callable[..., Recipe], *of: Any) -> Library | None:
+    """The library of one of the recipes below; None, which is remembered too, where it cannot be compiled."""
+    try:
+        return make(*of).library()
+    except UsageError:
+        return None
 
 
-@lru_cache(maxsize=64)
-@or_none
-def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
+def verify_recipe(rule: Rule, fanout: int, vocabulary: int) -> Recipe:
     """The walk down with a rule, as in `verify.verify`, for at most `fanout` drafts below a node.
 
     Inputs: uniforms, noise as in `Numbers`, then as in `Drafted` and `Drafts` tokens [B, 2 + N], tempered, laws,
@@ -102,8 +93,9 @@ def compiled_verify(rule: Rule, fanout: int, vocabulary: int) -> Library:
 
     nodes, levels = (5, 5) if at_once else (NODES, 7)
     numbers = torch.zeros(BATCH, nodes, dtype=torch.long)
-    return compiled(
-        "verify", function, (rule.__qualname__, source(rule), fanout, at_once), vocabulary,
+    return recipe(
+        f"verify by {rule.__name__}, {fanout} drafts a node", function,
+        (rule.__qualname__, source(rule), fanout, at_once), vocabulary,
         (torch.rand(BATCH, 5, 16 + fanout), "012"), (torch.zeros(BATCH, 2, group_size(WORDS)), "02"),
         (torch.zeros(BATCH, 2 + nodes, dtype=torch.long), "01"), (torch.zeros(BATCH, 1 + nodes, WORDS), "012"),
         (torch.zeros(BATCH, levels, WORDS), "012"), (numbers, "01"), (numbers.bool(), "01"),
@@ -116,24 +108,20 @@ def ended(outcome: Outcome, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return outcome.report, outcome.rows, outcome.accepted
 
 
-@lru_cache(maxsize=8)
-@or_none
-def compiled_finish(vocabulary: int) -> Library:
-    """`walk.finish` at the root, all there is of a tree without nodes: inputs and outputs as of `compiled_verify`."""
+def finish_recipe(vocabulary: int) -> Recipe:
+    """`walk.finish` at the root, all there is of a tree without nodes: inputs and outputs as of `verify_recipe`."""
 
     def function(noise: Tensor, tokens: Tensor, tempered: Tensor) -> tuple[Tensor, ...]:
         start = walk.start(tempered.shape[0], 0, 0, tempered.shape[2], tokens.device)
         return ended(walk.finish(PLAIN, tempered, tokens[:, 1:2], to_gumbel(noise.clone()), start), tokens)
 
-    return compiled(
-        "finish", function, None, vocabulary, (torch.zeros(BATCH, 2, group_size(WORDS)), "02"),
+    return recipe(
+        "finish (the last token)", function, None, vocabulary, (torch.zeros(BATCH, 2, group_size(WORDS)), "02"),
         (torch.zeros(BATCH, 2, dtype=torch.long), "0"), (torch.zeros(BATCH, 1, WORDS), "02"),
     )  # fmt: skip
 
 
-@lru_cache(maxsize=8)
-@or_none
-def compiled_accept(*dtypes: torch.dtype) -> Library:
+def accept_recipe(*dtypes: torch.dtype) -> Recipe:
     """`cache.accept`, with storages of these types, the target's and, if there is one, the drafter's.
 
     Inputs: rows, accepted, length, which becomes the new one, the storages' first column, the storages.
@@ -148,7 +136,8 @@ def compiled_accept(*dtypes: torch.dtype) -> Library:
 
     rows, numbers = torch.arange(3).expand(BATCH, -1).contiguous(), torch.zeros(BATCH, dtype=torch.long)
     storages = [torch.zeros(3, 2, BATCH + 2, 4, 20, 5 + lane, dtype=dtype) for lane, dtype in enumerate(dtypes)]
-    return compiled(
-        "accept", function, dtypes, 1, (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
+    return recipe(
+        "accept (moves keys and values)", function, dtypes, 1,
+        (rows, "01"), (numbers, "0"), (numbers.clone(), "0"), (torch.tensor(3), ""),
         *((storage, "02345") for storage in storages),
     )  # fmt: skip

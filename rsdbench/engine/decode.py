@@ -14,6 +14,7 @@ from rsdbench.engine.cache import accept, position_limit
 from rsdbench.engine.clock import PHASES, Clock
 from rsdbench.engine.compiled import CompiledForward
 from rsdbench.engine.compiled_block import CompiledBlock
+from rsdbench.engine.compiled_calls import calls_of
 from rsdbench.engine.draft import draft_tree, no_tree, noise_rows
 from rsdbench.engine.graphed import Recording, bucket
 from rsdbench.engine.lane import Lane, row_numbers
@@ -34,7 +35,7 @@ class Generation:
 
     tokens: new token ids, prompt not included, the end-of-sequence token included; blocks: target calls after the
     prefill; accepted_by_depth: how many of the kept tokens were drafts accepted at depth 1, 2, ..., L. Times are of
-    the whole batch, in seconds.
+    the whole batch, in seconds; block_s are those of its blocks, which add up to decode_s.
     """
 
     tokens: list[list[int]]
@@ -42,6 +43,7 @@ class Generation:
     accepted_by_depth: list[list[int]]
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    block_s: list[float] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
 
@@ -109,7 +111,7 @@ class Decoder:
         self.limit = limit
         self.ends = set(eos_token_id) if isinstance(eos_token_id, Collection) else {eos_token_id}
         self.prompts, self.prefixes = prompts, pair.prefixes
-        self.calls = pair.calls(self.method.drafting, self.method.rule, warp, max(shape.fanouts, default=1))
+        self.calls = calls_of(pair, self.method.drafting, self.method.rule, warp, max(shape.fanouts, default=1))
         self.compiled: CompiledBlock | None = None  # from the first block with a prefix on, where there are calls
         self.vocabulary = pair.target.config.vocab_size
         self.room = [min(max_new_tokens, limit - len(p)) for p in prompts]
@@ -119,11 +121,13 @@ class Decoder:
         self.graphs = pair.graphs if len(prompts) == 1 and len(prompts[0]) > 1 else None
         self.ready: dict[tuple[str, int], Recording] = {}  # by phase and `end`, of which all inputs are in their place
         self.target = self.lane(pair.target, positions, False, pair.target_forward)
-        self.drafter = self.lane(pair.drafter, positions, True, pair.drafter_forward) if shape.depth else None
+        # levels drafted in one call need no forward of the drafter beside it
+        levels = pair.levels() if self.calls is None and shape.depth else None
+        self.drafter = self.lane(pair.drafter, positions, True, levels) if shape.depth else None
         self.lanes = [lane for lane in (self.target, self.drafter) if lane is not None]
         self.device = self.target.device
         rows = noise_rows(self.method.drafting, shape)
-        slots = max(2, slots_of(max(shape.fanouts, default=1)))  # two for a single draft: a seed keeps its tokens
+        slots = slots_of(max(shape.fanouts, default=1))
         generator = torch.Generator(self.device).manual_seed(seed)
         memory = None if self.graphs is None else partial(self.graphs.memory, "numbers")
         self.randomness = Randomness(generator, rows, group_size(self.vocabulary), slots, memory)
@@ -158,7 +162,7 @@ class Decoder:
                 self.compile()  # of a prompt of one token, only a block allocates caches
             (self.block if self.compiled is None else self.compiled_block)(clock)
         self.out.decode_s = clock.stop()
-        self.out.phase_s = clock.seconds
+        self.out.phase_s, self.out.block_s = clock.seconds, clock.blocks
         return self.out
 
     def prefill(self) -> None:
@@ -215,7 +219,7 @@ class Decoder:
 
     def compile(self) -> None:
         """Where calls are compiled and caches allocated, prepare the blocks to come, until the next sequence ends."""
-        if self.calls is None or not all(lane.is_compiled for lane in self.lanes):
+        if self.calls is None or not all(lane.cache.storage for lane in self.lanes):
             return
         self.compiled = CompiledBlock(self.calls, self.target, self.drafter, self.limit, self.length, self.last_two)
         self.length, self.last_two = self.compiled.length, self.compiled.last_two

@@ -14,9 +14,7 @@ import torch
 from rsdbench.engine.ahead import compiler_at_hand
 from rsdbench.engine.cache import position_limit
 from rsdbench.engine.compiled import CompiledForward, CompiledGrow
-from rsdbench.engine.compiled_block import Calls
-from rsdbench.engine.compiled_steps import compiled_accept, compiled_finish, compiled_verify
-from rsdbench.engine.drafting import Drafting, NoDrafting
+from rsdbench.engine.drafting import Drafting
 from rsdbench.engine.graphed import Graphs
 from rsdbench.engine.loading import Source, find_source, load_model, load_tokenizer
 from rsdbench.engine.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
@@ -26,8 +24,6 @@ from rsdbench.engine.projections import join_projections
 from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
 from rsdbench.engine.row_layers import use_row_layers
 from rsdbench.errors import UsageError
-from rsdbench.rules import Rule
-from rsdbench.sampling.laws import Warp
 
 EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,15 +73,17 @@ class Pair:
         return EAGER if self.target_forward is None else COMPILED
 
     def compile(self) -> None:
-        """On a CPU, compile both models' forwards, or take what an earlier process has compiled; on a GPU, use graphs.
+        """On a CPU, compile the target's forward, or take what an earlier process has compiled; on a GPU, use graphs.
+
+        What else decoding calls is compiled when a method first needs it (`compiled_calls`).
 
         Raises:
-            UsageError: the models are not both on one of these, or quantised on a CPU; otherwise as in `ahead.library`.
+            UsageError: the models are not both on one of these, or quantised on a CPU; otherwise as in `Recipe.build`.
         """
         if len(self.devices) == 1 and self.device.type == "cuda":
             self.graphs = Graphs()
+            self.join()
             for model in (self.target, self.drafter):
-                join_projections(model)
                 use_row_layers(model)
             return
         if self.devices != [CPU]:
@@ -95,36 +93,24 @@ class Pair:
             raise UsageError(
                 f"compile=true does not go with quantization={self.quantization} on a CPU: take compile=false"
             )
-        for model in (self.target, self.drafter):
-            join_projections(model)
-        self.target_forward, self.drafter_forward = CompiledForward(self.target), CompiledForward(self.drafter, True)
+        self.join()
+        self.target_forward = CompiledForward(self.target)
         return_memory()
 
-    def calls(self, drafting: Drafting, rule: Rule, warp: Warp, fanout: int) -> Calls | None:
-        """A method's compiled calls, if forwards are compiled, the laws are such as they know and all can be compiled.
+    def join(self) -> None:
+        """Join the projections of both models, as their compiled forwards read them."""
+        for model in (self.target, self.drafter):
+            join_projections(model)
 
-        fanout: the most drafts below a node.
+    def levels(self) -> CompiledForward | None:
+        """The drafter's forward, for levels that are not drafted in one compiled call; None if none is compiled.
+
+        Raises:
+            UsageError: as in `Recipe.build`.
         """
-        dtypes = self.target.dtype, self.drafter.dtype
-        if self.target_forward is None or warp.temperature == 0 or warp.top_p < 1 or torch.float64 in dtypes:
-            return None
-        vocabulary = self.target.config.vocab_size
-        if isinstance(drafting, NoDrafting):
-            grow, verify, accept = None, compiled_finish(vocabulary), compiled_accept(dtypes[0])
-            needed = verify, accept
-        else:
-            if drafting not in self.growers:
-                self.growers[drafting] = self.grower(drafting)
-            grow, accept = self.growers[drafting], compiled_accept(*dtypes)
-            verify = compiled_verify(rule, fanout, vocabulary)
-            needed = grow, verify, accept
-        return None if None in needed else Calls(self.target_forward, grow, verify, accept)
-
-    def grower(self, drafting: Drafting) -> CompiledGrow | None:
-        """A drafting's compiled levels, if it can be compiled."""
-        with suppress(UsageError):
-            return CompiledGrow(self.drafter, drafting)
-        return None
+        if self.drafter_forward is None and self.target_forward is not None:
+            self.drafter_forward = CompiledForward(self.drafter, True)
+        return self.drafter_forward
 
     @cached_property
     def cost_ratio(self) -> float:

@@ -18,7 +18,7 @@ from rsdbench.seeds import seed_from
 if TYPE_CHECKING:
     from rsdbench.experiment.grid import Point
 
-SCHEMA = 2  # of the records; part of every cell's name
+SCHEMA = 3  # of the records; part of every cell's name
 # the settings that a cell's tokens and times depend on, beside its models, dataset, method and structure
 SETTINGS = ("seed", "device", "dtype", "compile", "decode", "quality", "speed")
 
@@ -79,6 +79,10 @@ class RowJob:
         drafter, target = self.config.drafter.name.upper(), self.config.target.name.upper()
         family = drafter.split("-")[0] + "-"
         return f"{drafter}-{target.removeprefix(family)}, {self.config.dataset.label}"
+
+    def seed(self, *parts: object) -> int:
+        """A seed for what is the same in all of the row's cells."""
+        return seed_from(f"{self.name} {self.config.seed} {parts}")
 
     @cached_property
     def yaml(self) -> str:

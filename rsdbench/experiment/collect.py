@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment import records
-from rsdbench.experiment.records import COLUMNS, PREFIX, BadRecord, Record, completed, present
+from rsdbench.experiment.records import COLUMNS, PREFIX, BadRecord, Record
 from rsdbench.files import whole_file
 
 MERGED = f"{PREFIX}merged"  # metadata key of a merged file
-FORMAT = 1
+FORMAT = 2
 OWN = ("method", "structure", "budget")  # of a cell's configuration; the rest is its row's
 CACHE = "records.cache"  # in RESULTS/progress: columns of the records read so far as a merged file
 CACHE_FROM = 200  # records newly read, for which writing the cache pays
@@ -176,10 +176,10 @@ def read_merged(path: Path, columns: list[str] | None = None) -> Collection:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         notes = json.loads((file.schema_arrow.metadata or {}).get(MERGED.encode(), b"{}"))
-        found = present(columns or COLUMNS.names, file.schema_arrow)
+        found = columns or COLUMNS.names
         if notes.get("format") != FORMAT or not set(found) <= set(file.schema_arrow.names):
             raise UsageError(f"'{path}' is not a file that this version's rsdbench merge wrote: merge its folder again")
-        table = completed(file.read(found), columns).replace_schema_metadata()
+        table = file.read(found).replace_schema_metadata()
     except (pa.ArrowException, OSError):
         raise UsageError(f"'{path}' is damaged or no parquet file: merge its folder again") from None
     cells = {cell: tuple(places) for cell, places in notes["cells"].items()}

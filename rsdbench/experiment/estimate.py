@@ -142,7 +142,8 @@ def cells_cost(work: Workload, fit: Fit, points: Sequence[Point], paper: bool) -
     mean, most = work.prompt_tokens
     width = mean if work.batch == 1 else (mean + most) / 2
     batches = math.ceil(work.config.dataset.num_prompts / work.batch)
-    timed = work.config.speed.num_prompts
+    prompts = work.config.speed.num_prompts
+    timed = prompts * work.config.speed.turns
     autoregressive = decoding.cost(get_shape(BASELINE, None), 1, mean, 1.0)
     total = Cost()
     for point in points:
@@ -152,7 +153,7 @@ def cells_cost(work: Workload, fit: Fit, points: Sequence[Point], paper: bool) -
         total = total.plus(decoding.cost(shape, work.batch, width, efficiency), batches)
         total = total.plus(autoregressive, timed).plus(alone, timed)
         if work.config.decode.profile:
-            total = total.plus(alone, timed)
+            total = total.plus(alone, prompts)
     return total
 
 

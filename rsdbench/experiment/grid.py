@@ -78,6 +78,7 @@ def check_settings(config: DictConfig) -> None:
         ("decode.max_new_tokens", decode.max_new_tokens, int),
         ("quality.batch_size", config.quality.batch_size, int),
         ("speed.num_prompts", config.speed.num_prompts, int),
+        ("speed.turns", config.speed.turns, int),
         ("prefix_memory", config.prefix_memory, (int, float)),
         ("seed", config.seed, int),
     ):
@@ -88,6 +89,7 @@ def check_settings(config: DictConfig) -> None:
         ("decode.max_new_tokens", decode.max_new_tokens, 1),
         ("quality.batch_size", config.quality.batch_size, 1),
         ("speed.num_prompts", config.speed.num_prompts, 0),
+        ("speed.turns", config.speed.turns, 1),
         ("prefix_memory", config.prefix_memory, 0),
     ):
         if value < least:

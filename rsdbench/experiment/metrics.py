@@ -16,6 +16,7 @@ from rsdbench.experiment.scores import of_resamples
 RESAMPLES = 1000
 RESAMPLES_ACCURACY = 300  # corpus BLEU goes through sacrebleu for each resample
 LEVEL = 0.95
+UNSTEADY = 0.1  # share of a cell's turns that may be out of step
 SEED = 20240222  # of the resampling: the same records give the same intervals
 
 
@@ -67,10 +68,30 @@ def block_cost(drafter_params: Any, target_params: Any, depth: Any) -> Any:
     return drafter_params / target_params * depth + 1
 
 
+def mean_block_efficiency(quality: pd.DataFrame) -> float:
+    """The mean over prompts of each one's own block efficiency, which weighs a short answer like a long one."""
+    return float((quality.new_tokens / quality.blocks).mean())
+
+
 def token_rate(speed: pd.DataFrame) -> Estimate:
-    """Tokens a second relative to AR's on the same prompts."""
-    own, ar = ratio(speed.new_tokens, speed.decode_s), ratio(speed.ar_new_tokens, speed.ar_decode_s)
+    """Tokens a second relative to AR's on the same prompts, over decoding seconds without stalls.
+
+    A resample draws a prompt with all of its turns, so the interval covers the spread of both.
+    """
+    sums = speed.groupby("prompt_id", sort=False)[["new_tokens", "steady_s", "ar_new_tokens", "ar_steady_s"]].sum()
+    own, ar = ratio(sums.new_tokens, sums.steady_s), ratio(sums.ar_new_tokens, sums.ar_steady_s)
     return estimate(own / ar)
+
+
+def plain_token_rate(speed: pd.DataFrame) -> float:
+    """Tokens a second relative to AR's, stalls and all: what `token_rate` equals on a quiet machine."""
+    own, ar = speed.new_tokens.sum() / speed.decode_s.sum(), speed.ar_new_tokens.sum() / speed.ar_decode_s.sum()
+    return float(own / ar)
+
+
+def is_steady(speed: pd.DataFrame) -> bool:
+    """Whether AR was in step in nearly all turns, so that the cell's token rate is to be believed."""
+    return bool((~speed.steady).mean() <= UNSTEADY)
 
 
 def accuracy(metric: str, statistics: np.ndarray, ar_scores: np.ndarray) -> Estimate:

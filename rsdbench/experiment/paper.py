@@ -123,7 +123,7 @@ class Curves:
     def rate(self, cell: str) -> Values:
         """Tokens a second over AR's."""
         own = self.cells[cell, "speed"]
-        rates = [self.total(own, f"{who}new_tokens") / self.total(own, f"{who}decode_s") for who in ("", "ar_")]
+        rates = [self.total(own, f"{who}new_tokens") / self.total(own, f"{who}steady_s") for who in ("", "ar_")]
         return rates[0] / rates[1]
 
     def accuracy(self, cell: str) -> Values | None:

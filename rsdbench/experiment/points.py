@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.errors import UsageError
@@ -19,14 +19,18 @@ from rsdbench.experiment import metrics
 from rsdbench.experiment.collect import collect
 from rsdbench.experiment.compose import AXES
 from rsdbench.experiment.mixture import configurations
+from rsdbench.experiment.timing import without_stalls
 
 METRICS = ("block efficiency", "MBSU", "token rate", "accuracy")
 COLUMNS = [
     *("cell_id", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase", "new_tokens", "blocks"),
-    *("decode_s", "draft_s", "target_s", "verify_s", "commit_s", "ar_new_tokens", "ar_decode_s"),
-    *("metric", "drafter_params", "target_params"),
+    *("decode_s", "draft_s", "target_s", "verify_s", "commit_s", "ar_new_tokens", "ar_decode_s", "turn", "steady"),
+    *("metric", "drafter_params", "target_params", "seed"),
 ]
 STATISTICS = "score_statistics"
+BLOCKS = {"block_us": "steady_s", "ar_block_us": "ar_steady_s"}  # times of blocks, and the seconds without stalls
+READ = [*COLUMNS, STATISTICS, *BLOCKS]
+POINT = ["row", "metric", "method", "budget", "value", "low", "high", "structure", "steady"]
 CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart, beside their ids
 
 
@@ -39,6 +43,7 @@ class Results:
     config: DictConfig
     asked: list[list[Any]]  # by the newest cell's row: method, structure, budget, label
     labels: dict[str, str]  # of the methods that have records, in the registry's order; AR is not among them
+    stamps: dict[str, tuple[int, int]]  # cell id -> size and time of its file, ns
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -47,13 +52,13 @@ class Results:
         Raises:
             UsageError: there are none, one is damaged, or they are of different settings.
         """
-        found = collect(folder, [*COLUMNS, STATISTICS])
-        frame = found.table.select(COLUMNS).to_pandas()
+        found = collect(folder, READ)
+        frame = with_steady_times(found.table)
         config, asked = OmegaConf.create(found.newest["config"]), found.newest["asked"]
         named = {method: label for row in found.rows for method, _, budget, label in row["asked"] if budget}
         present = set(frame.method)
         labels = {method: label for method, label in named.items() if method in present}
-        made = cls(frame, found.table[STATISTICS].combine_chunks(), config, asked, labels)
+        made = cls(frame, found.table[STATISTICS].combine_chunks(), config, asked, labels, found.stamps)
         if mixed := configurations(found):
             raise UsageError(
                 f"'{folder}' mixes cells that differ in {'; '.join(mixed)}: give each run its own results=DIR"
@@ -77,6 +82,12 @@ class Results:
         """Labels of the rows that have records: by drafter, target and dataset, as in the paper's figure."""
         columns = ["drafter_params", "target_params", "dataset", "row"]
         return self.cells[columns].drop_duplicates().sort_values(columns).row.tolist()
+
+    @property
+    def drafters(self) -> dict[str, str]:
+        """Labels of the rows, as `rows`, and their drafters."""
+        found = self.cells.drop_duplicates("row").set_index("row").drafter
+        return {row: found[row] for row in self.rows}
 
     @property
     def methods(self) -> list[str]:
@@ -109,14 +120,23 @@ class Results:
         return f"missing: {len(absent)} of {len(wanted)} cells, in {len(rows)} rows ({whole} of them whole): {named}"
 
 
-def refresh(results: Path) -> None:
-    """Read what is new in a folder, where that is much, so that the next figure finds it read."""
-    with suppress(UsageError):  # a damaged record is for the figure to name
-        collect(results, [*COLUMNS, STATISTICS])
+def with_steady_times(table: pa.Table) -> pd.DataFrame:
+    """Records' `COLUMNS`, and the seconds of their blocks, the method's and AR's, without stalls."""
+    frame = table.select(COLUMNS).to_pandas()
+    prompts = frame.groupby(["cell_id", "prompt_id"], sort=False).ngroup().to_numpy()
+    for column, name in BLOCKS.items():
+        lists = table[column].combine_chunks()
+        rows = np.repeat(np.arange(len(frame)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+        blocks = without_stalls(lists.flatten().to_numpy().astype(float), prompts[rows])
+        frame[name] = np.bincount(rows, blocks, len(frame)) / 1e6
+    return frame
 
 
 def all_points(results: Results) -> pd.DataFrame:
-    """Every structure's metrics: row, metric, method, budget, value, low, high, structure."""
+    """Every structure's metrics: row, metric, method, budget, value, low, high, structure, steady.
+
+    steady: whether the machine was quiet enough for it; times alone can be unsteady.
+    """
     return estimated(results, values(results))
 
 
@@ -137,7 +157,7 @@ def values(results: Results) -> pd.DataFrame:
     """Block efficiency, MBSU and token rate of each cell: row, method, budget, structure, metric, value, cell_id."""
     frame, cells = results.records, results.cells.set_index("cell_id")
     cells = cells[cells.budget > 0]  # AR drafts nothing
-    sums = ["new_tokens", "blocks", "decode_s", "ar_new_tokens", "ar_decode_s"]
+    sums = ["new_tokens", "blocks", "steady_s", "ar_new_tokens", "ar_steady_s"]
     quality, speed = (
         frame[frame.phase == phase].groupby("cell_id", sort=False)[sums].sum().reindex(cells.index)
         for phase in ("quality", "speed")
@@ -146,7 +166,7 @@ def values(results: Results) -> pd.DataFrame:
     found = {
         "block efficiency": efficiency,
         "MBSU": efficiency / metrics.block_cost(cells.drafter_params, cells.target_params, cells.depth),
-        "token rate": speed.new_tokens / speed.decode_s / (speed.ar_new_tokens / speed.ar_decode_s),
+        "token rate": speed.new_tokens / speed.steady_s / (speed.ar_new_tokens / speed.ar_steady_s),
     }
     parts = [cells.assign(metric=metric, value=value)[value.notna()] for metric, value in found.items()]
     return pd.concat([part.reset_index() for part in parts])[[*CELL, "metric", "value", "cell_id"]]
@@ -168,7 +188,8 @@ def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
     points = []
     for p in chosen.itertuples():
         cell = (speed if p.metric == "token rate" else quality)[p.cell_id]
-        points.append((p.row, p.metric, p.method, p.budget, *functions[p.metric](cell), p.structure))
+        steady = p.metric != "token rate" or metrics.is_steady(cell)
+        points.append((p.row, p.metric, p.method, p.budget, *functions[p.metric](cell), p.structure, steady))
     efficient = best(chosen[chosen.metric == "block efficiency"])
     for row, ar in frame[(frame.phase == "quality") & (frame.budget == 0)].groupby("row"):
         metric, ordered = ar.metric.iloc[0], ar.sort_values("prompt_id")
@@ -180,5 +201,5 @@ def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
                     f"row '{row}' has other prompts in AR than in {p.method} {p.structure}: decode it anew"
                 )
             value = metrics.accuracy(metric, results.statistics_of(cell), ar_scores)
-            points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure))
-    return pd.DataFrame(points, columns=["row", "metric", "method", "budget", "value", "low", "high", "structure"])
+            points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure, True))
+    return pd.DataFrame(points, columns=POINT)

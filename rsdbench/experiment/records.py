@@ -34,20 +34,24 @@ COLUMNS = pa.schema(
         ("seed", pa.int64()),
         ("prompt_id", pa.string()),
         ("phase", pa.string()),  # quality: decoded in batches; speed: at batch 1, in turns with AR; profile: batch 1
+        ("turn", pa.int32()),  # speed phase: each prompt is decoded in several turns, 0, 1, ..., a row each
         ("prompt_tokens", pa.int32()),
         ("source_cut", pa.int32()),  # characters of the source that did not fit
         ("new_tokens", pa.int32()),
         ("blocks", pa.int32()),
         ("accepted_by_depth", pa.list_(pa.int32())),
         ("tokens", pa.list_(pa.int32())),
-        ("prefill_s", pa.float64()),  # times of the quality phase are the batch's, divided by its prompts
+        ("prefill_s", pa.float64()),  # all times are of single sequences: null in the quality phase
         ("decode_s", pa.float64()),
+        ("block_us", pa.list_(pa.int32())),  # of each block, microseconds: they add up to decode_s
         ("draft_s", pa.float64()),
         ("target_s", pa.float64()),
         ("verify_s", pa.float64()),
         ("commit_s", pa.float64()),
-        ("ar_new_tokens", pa.int32()),  # speed phase: AR on the same prompt, in turns
+        ("ar_new_tokens", pa.int32()),  # speed phase: AR on the same prompt, in the same turn
         ("ar_decode_s", pa.float64()),
+        ("ar_block_us", pa.list_(pa.int32())),
+        ("steady", pa.bool_()),  # speed phase: whether AR took the time that it takes in the row's other turns
         ("text", pa.string()),
         ("reference", pa.string()),
         ("metric", pa.string()),  # bleu or rouge2
@@ -63,7 +67,6 @@ COLUMNS = pa.schema(
         ("quantization", pa.string()),  # of the target's weights; null: none
     ]
 )
-LATER = ("quantization",)  # columns that records written before there were any lack: null in them
 
 
 class BadRecord(Exception):
@@ -128,40 +131,20 @@ def read_file(path: Path, columns: list[str] | None = None) -> Record:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
-        table = file.read(columns and present(columns, schema), use_threads=False)
+        table = file.read(columns, use_threads=False)
     except (pa.ArrowException, OSError):
         raise BadRecord("damaged") from None
     found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     metadata = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
     cell = metadata.get("cell", "{}")
     known = metadata.keys() >= {"config", "asked"} and json.loads(cell).get("schema") == SCHEMA
-    if not known or not is_ours(schema):
+    if not known or not schema.equals(COLUMNS, check_metadata=False):
         raise BadRecord("of another version's schema")
     if short_digest(cell) != path.stem.rpartition("_")[2]:
         raise BadRecord("of another cell than its name says")
     if not file.metadata.num_rows:
         raise BadRecord("empty")
-    return Record(completed(table.replace_schema_metadata(), columns), metadata)
-
-
-def is_ours(schema: pa.Schema) -> bool:
-    """Whether a file has the columns of a record, of this version or of one before there were `LATER` ones."""
-    lacking = set(COLUMNS.names) - set(schema.names)
-    expected = pa.schema([column for column in COLUMNS if column.name not in lacking])
-    return lacking <= set(LATER) and schema.equals(expected, check_metadata=False)
-
-
-def present(columns: list[str], schema: pa.Schema) -> list[str]:
-    """Those of some columns that a file has, or must have."""
-    return [name for name in columns if name in schema.names or name not in LATER]
-
-
-def completed(table: pa.Table, columns: list[str] | None) -> pa.Table:
-    """A table with the columns that were asked for, those of `LATER` that its file lacks as nulls."""
-    names = columns or COLUMNS.names
-    for name in set(names) - set(table.column_names):
-        table = table.append_column(COLUMNS.field(name), pa.nulls(len(table), COLUMNS.field(name).type))
-    return table.select(names)
+    return Record(table.replace_schema_metadata(), metadata)
 
 
 def code_of(cell: Cell, results: Path) -> str | None:

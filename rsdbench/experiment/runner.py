@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,9 +28,12 @@ from rsdbench.experiment.prompts import TREE_POSITIONS
 from rsdbench.experiment.provenance import provenance
 from rsdbench.experiment.scores import SCORES
 from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_tokens
+from rsdbench.experiment.timing import Reference, Taken, Turn, take
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
 KEEP_EVERY = 30.0  # seconds between two saves of an unfinished cell's prompts: what a kill without warning can cost
+PASSES = ("quality", "speed", "profile")  # over a cell's prompts: methods of `RowRunner`, and records' phases
+Place = tuple[str, int]  # a prompt and a turn
 POLL_EVERY = 2.0  # seconds between two looks at cells that other processes run
 HELD: dict[str, tuple[Pair, int]] = {}  # the pair of the last row job, and the tokens of a batch that it has room for
 
@@ -100,6 +103,7 @@ class RowRunner:
         self.pair = pair_of(config, found, min(config.quality.batch_size, len(self.examples)), longest)
         self.pair.prefixes = Prefixes(int(config.prefix_memory * 2**30))
         self.stop = stop_tokens(config.dataset, self.pair.tokenizer)
+        self.reference = Reference()
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
         commits = {role: hub_commit(config[role].path, config[role].revision) for role in ("drafter", "target")}
@@ -108,12 +112,14 @@ class RowRunner:
             **{f"{role}_commit": commit for role, commit in commits.items() if commit},
         }  # fmt: skip
 
-    def decode(self, cell: Cell, prompts: list[list[int]], method: str, structure: str, *seed: object) -> Generation:
-        """Decode prompts with the row's settings and a seed of the cell's own."""
+    def decode(
+        self, seeded: Cell | RowJob, prompts: list[list[int]], method: str, structure: str, *seed: object
+    ) -> Generation:
+        """Decode prompts with the row's settings and a seed of the cell's own, or of the row's."""
         settings = self.config.decode
         return generate(
             self.pair, prompts, method, structure, settings.max_new_tokens, settings.temperature, settings.top_p,
-            seed=cell.seed(*seed), eos_token_id=self.stop,
+            seed=seeded.seed(*seed), eos_token_id=self.stop,
         )  # fmt: skip
 
     def warm_up(self, cell: Cell) -> None:
@@ -123,67 +129,77 @@ class RowRunner:
         for method, structure in ((BASELINE, "0"), (cell.method, cell.structure)):
             generate(self.pair, prompt, method, structure, WARM_UP_TOKENS, settings.temperature, settings.top_p)
 
-    def quality(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
-        """Records of all prompts, batch by batch of neighbours, without the batches that are done."""
+    def quality(self, cell: Cell, done: set[Place]) -> Iterator[list[dict[str, Any]]]:
+        """Records of all prompts, batch by batch of neighbours, without the batches that are done; nothing is timed."""
         size = self.config.quality.batch_size
         for start in range(0, len(self.examples), size):
             batch = self.examples[start : start + size]
-            if {e.id for e in batch} <= done:
+            if {(e.id, 0) for e in batch} <= done:
                 continue
             out = self.decode(cell, [e.prompt for e in batch], cell.method, cell.structure, "quality", start)
-            yield [self.record(cell, "quality", e, out, i, share=len(batch)) for i, e in enumerate(batch)]
+            yield [self.record(cell, "quality", e, out, i) for i, e in enumerate(batch)]
 
-    def timed(self, done: set[str]) -> list[tuple[int, Example]]:
-        """The prompts that are decoded at batch 1, numbered, without those that are done."""
-        return [(i, e) for i, e in enumerate(self.examples[: self.config.speed.num_prompts]) if e.id not in done]
-
-    def speed(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
-        """Records of the first prompts at batch 1, one by one; AR runs before the method and after it by turns."""
-        todo = self.timed(done)
+    def speed(self, cell: Cell, done: set[Place]) -> Iterator[list[dict[str, Any]]]:
+        """Records of the first prompts at batch 1, one a prompt and turn; AR runs before the method or after it."""
+        settings = self.config.speed
+        turns = [Turn(i, t) for i in range(settings.num_prompts) for t in range(settings.turns)]
+        todo = [turn for turn in turns if (self.examples[turn.prompt].id, turn.number) not in done]
         if todo:
             self.warm_up(cell)
-        for i, example in todo:
-            order = [(BASELINE, "0"), (cell.method, cell.structure)]
-            outs = {}
-            for turn in (0, 1) if i % 2 == 0 else (1, 0):
-                outs[turn] = self.decode(cell, [example.prompt], *order[turn], "speed", i, turn)
-            row = self.record(cell, "speed", example, outs[1], 0, share=1)
-            yield [{**row, "ar_new_tokens": len(outs[0].tokens[0]), "ar_decode_s": outs[0].decode_s}]
+        for record in take(todo, partial(self.one_turn, cell), self.reference):
+            yield [record]
 
-    def profile(self, cell: Cell, done: set[str]) -> Iterator[list[dict[str, Any]]]:
+    def one_turn(self, cell: Cell, turn: Turn) -> Taken:
+        """A turn's record, and the seconds of AR's blocks: AR comes first in every other turn."""
+        example = self.examples[turn.prompt]
+        ar = partial(self.decode, self.row, [example.prompt], BASELINE, "0", "AR's turn", *turn)
+        own = partial(self.decode, cell, [example.prompt], cell.method, cell.structure, "speed", *turn)
+        if sum(turn) % 2:
+            out, beside = own(), ar()
+        else:
+            beside, out = ar(), own()
+        record = self.record(cell, "speed", example, out, 0, turn.number) | times(out) | {
+            "ar_new_tokens": len(beside.tokens[0]), "ar_decode_s": beside.decode_s,
+            "ar_block_us": microseconds(beside.block_s),
+        }  # fmt: skip
+        return record, beside.block_s
+
+    def profile(self, cell: Cell, done: set[Place]) -> Iterator[list[dict[str, Any]]]:
         """Records of the prompts of `speed`, decoded once more for their phase times."""
-        todo = self.timed(done) if self.config.decode.profile else []
-        if todo:
-            self.warm_up(cell)
-        for i, example in todo:
-            out = self.decode(cell, [example.prompt], cell.method, cell.structure, "profile", i)
-            yield [self.record(cell, "profile", example, out, 0, share=1)]
+        if not self.config.decode.profile:
+            return
+        self.warm_up(cell)
+        for i, example in enumerate(self.examples[: self.config.speed.num_prompts]):
+            if (example.id, 0) not in done:
+                out = self.decode(cell, [example.prompt], cell.method, cell.structure, "profile", i)
+                yield [self.record(cell, "profile", example, out, 0) | times(out)]
 
     def run(self, cell: Cell, results: Path) -> int:
         """Run a cell from where it was interrupted, if it was; returns the tokens that were generated now.
 
         Whatever ends it early, its finished prompts are kept; a long cell keeps them as it goes.
         """
-        rows, origin = progress.kept(cell, results, self.provenance["code"])
-        metadata, before, saved = self.provenance | history(origin), len(rows), time.monotonic()
-        done = defaultdict(set)
-        for row in rows:
-            done[row["phase"]].add(row["prompt_id"])
-        passes = {"quality": self.quality, "speed": self.speed, "profile": self.profile}
+        kept, origin = progress.kept(cell, results, self.provenance["code"])
+        rows = {place(row): row for row in kept}
+        done = {name: {key[1:] for key in rows if key[0] == name} for name in PASSES}
+        metadata, tokens, saved = self.provenance | history(origin), 0, time.monotonic()
         try:
-            for more in chain.from_iterable(decode(cell, done[name]) for name, decode in passes.items()):
-                rows += more
+            for more in chain.from_iterable(getattr(self, name)(cell, done[name]) for name in PASSES):
+                tokens += sum(row["new_tokens"] for row in more if place(row) not in rows)
+                rows |= {place(row): row for row in more}
                 if time.monotonic() - saved > KEEP_EVERY:
-                    progress.keep(cell, results, rows, metadata)
+                    progress.keep(cell, results, list(rows.values()), metadata)
                     saved = time.monotonic()
         except BaseException:
-            progress.keep(cell, results, rows, metadata)
+            progress.keep(cell, results, list(rows.values()), metadata)
             raise
-        progress.finish(cell, results, rows, metadata)
-        return sum(r["new_tokens"] for r in rows[before:])
+        progress.finish(cell, results, list(rows.values()), metadata)
+        return tokens
 
-    def record(self, cell: Cell, phase: str, example: Example, out: Generation, i: int, share: int) -> dict[str, Any]:
-        """One prompt's row of a cell."""
+    def record(
+        self, cell: Cell, phase: str, example: Example, out: Generation, i: int, turn: int = 0
+    ) -> dict[str, Any]:
+        """One prompt's row of a cell, without times."""
         config, tokens = self.config, out.tokens[i]
         text, metric = answer_text(tokens, self.pair.tokenizer), config.dataset.metric
         return {
@@ -191,11 +207,9 @@ class RowRunner:
             "target": config.target.name, "dataset": config.dataset.name, "method": cell.method,
             "structure": cell.structure, "budget": cell.budget,
             "depth": get_shape(cell.method, cell.structure).depth, "seed": config.seed, "prompt_id": example.id,
-            "phase": phase, "prompt_tokens": len(example.prompt), "source_cut": example.cut,
+            "phase": phase, "turn": turn, "prompt_tokens": len(example.prompt), "source_cut": example.cut,
             "new_tokens": len(tokens), "blocks": out.blocks[i], "accepted_by_depth": out.accepted_by_depth[i],
-            "tokens": tokens, "prefill_s": out.prefill_s / share, "decode_s": out.decode_s / share,
-            **{f"{name}_s": seconds / share for name, seconds in out.phase_s.items()},
-            "text": text, "reference": example.reference, "metric": metric,
+            "tokens": tokens, "text": text, "reference": example.reference, "metric": metric,
             "score_statistics": list(SCORES[metric].statistics(text, example.reference)),
             "drafter_params": self.drafter_params, "target_params": self.target_params,
             "temperature": config.decode.temperature, "top_p": config.decode.top_p,
@@ -203,6 +217,27 @@ class RowRunner:
             "batch_size": config.quality.batch_size, "device": "+".join(self.pair.devices),
             "dtype": self.provenance["dtype"], "quantization": self.pair.quantization,
         }  # fmt: skip
+
+
+def place(row: dict[str, Any]) -> tuple[str, str, int]:
+    """What tells a cell's rows apart."""
+    return row["phase"], row["prompt_id"], row["turn"]
+
+
+def times(out: Generation) -> dict[str, Any]:
+    """A single sequence's times, as records hold them."""
+    phases = {f"{name}_s": seconds for name, seconds in out.phase_s.items()}
+    return {
+        "prefill_s": out.prefill_s,
+        "decode_s": out.decode_s,
+        "block_us": microseconds(out.block_s),
+        **phases,
+    }
+
+
+def microseconds(blocks: list[float]) -> list[int]:
+    """Seconds of blocks, as records hold them."""
+    return [round(1e6 * seconds) for seconds in blocks]
 
 
 def history(origin: dict[str, str]) -> dict[str, str]:

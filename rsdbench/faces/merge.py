@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from rsdbench.errors import UsageError
+from rsdbench.experiment.cell_metrics import refresh
 from rsdbench.experiment.collect import collect, write_merged
 from rsdbench.experiment.mixture import configurations, notes, versions
 from rsdbench.faces.output import output
 
 
 def main(arguments: list[str]) -> None:
-    """Write one parquet file of a folder's records.
+    """Write one parquet file of a folder's records, and bring the folder's metrics up to date.
 
     Raises:
         UsageError: there are none, one is damaged, they are of different configurations or versions of the code, or the
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> None:
         )
     with output(args.out) as stream:
         write_merged(found, stream)
+    if args.results.is_dir() and not mixed:
+        refresh(args.results)
     for line in mixed:
         print(f"mixed: {line}", file=sys.stderr)
     for line in notes(found):

@@ -1,14 +1,18 @@
-"""Files that a command is asked to write."""
+"""Files that a command is asked to write, and tables as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import pandas as pd
+
 from rsdbench.errors import UsageError
 from rsdbench.files import check_writable, whole_file
+
+TABLES = (".csv", ".parquet", ".md", ".tex")
 
 
 def check_folder(folder: Path) -> None:
@@ -36,6 +40,33 @@ def output(path: Path, option: str = "--out") -> Iterator[BinaryIO]:
             yield stream
     except OSError as error:
         raise refusal(path, error, option) from None
+
+
+def check_format(path: Path, formats: Collection[str]) -> None:
+    """Whether a file's ending is one of those that can be written.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if path.suffix not in formats:
+        raise UsageError(f"--out '{path}' must end in {', '.join(formats)}")
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """A table as .csv, .parquet, .md or .tex.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with output(path) as stream:
+        if path.suffix == ".parquet":
+            frame.to_parquet(stream, index=False)
+        elif path.suffix == ".csv":
+            frame.to_csv(stream, index=False)
+        elif path.suffix == ".md":
+            stream.write(f"{frame.to_markdown(index=False)}\n".encode())
+        else:
+            stream.write(frame.to_latex(index=False, escape=True).encode())
 
 
 def refusal(path: Path, error: OSError, option: str = "--out") -> UsageError:

@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
+from rsdbench.experiment.cell_metrics import refresh
 from rsdbench.experiment.compose import CONFIGS
 from rsdbench.experiment.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
-from rsdbench.experiment.points import refresh
 from rsdbench.experiment.preemption import CODE, Preempted, preemptible
 from rsdbench.experiment.provenance import code_hash
 
@@ -117,12 +117,16 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
         return 0
 
     from rsdbench.engine.models import quiet_libraries
+    from rsdbench.experiment.precompile import precompile
     from rsdbench.experiment.runner import run_row
     from rsdbench.faces.progress import Progress
 
     quiet_libraries()
     failed = {}
-    with Progress(len(missing)) as bar:
+    with Progress(missing) as bar:
+        left = {cell.row.name for cell in missing}
+        for problem in precompile([planned.row for planned in rows if planned.row.name in left], bar):
+            print(f"note: not compiled: {problem}", file=sys.stderr)
         for planned in rows:
             bar.row(planned.row.label)
             try:
@@ -135,10 +139,13 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
                         progress.fail(cell, planned.results, error)
         done = bar.done
     for results in dict.fromkeys(planned.results for planned in rows):
-        refresh(results)
+        try:
+            refresh(results)
+        except UsageError as error:
+            print(f"note: metrics.parquet is not up to date: {error}", file=sys.stderr)
     elsewhere = len(missing) - done - len(failed)
     other = f", {elsewhere} by other processes" if elsewhere and alone else ""
-    print(f"{done} cells done{other}, {len(found) - len(missing)} were there already: {where}")
+    print(f"{done} cells done{other}, {len(found) - len(missing)} were there already: {where}; {bar.parts}")
     return conclude(rows) if alone else 0
 
 

@@ -1,4 +1,4 @@
-"""`rsdbench table`: the numbers behind the figure, with intervals, on the screen and as CSV."""
+"""`rsdbench table`: the numbers behind the figure, with intervals, on the screen and as a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rsdbench.errors import UsageError
 from rsdbench.experiment.phases import OTHER, PHASES, phase_times
 from rsdbench.experiment.points import METRICS, Results, all_points, figure_points
-from rsdbench.faces.output import output
+from rsdbench.faces.output import TABLES, check_format, write_frame
 
 
 def print_points(points: pd.DataFrame, rows: list[str]) -> None:
@@ -50,31 +49,40 @@ def cell_text(point: object) -> str:
     """Value, interval and structure of a point; "-" if it is undefined, such as a ratio to a score of 0."""
     if math.isnan(point.value):
         return "-"
-    return f"{point.value:.3f} [{point.low:.3f}, {point.high:.3f}] {point.structure}"
+    unsteady = "" if point.steady else " unsteady"
+    return f"{point.value:.3f} [{point.low:.3f}, {point.high:.3f}] {point.structure}{unsteady}"
+
+
+def side_by_side(points: pd.DataFrame) -> pd.DataFrame:
+    """One line a row, method and budget, with a column for each metric, as people read it."""
+    texts = points.assign(text=[cell_text(p) for p in points.itertuples()])
+    keys = ["row", "method", "budget"]
+    wide = texts.pivot_table(index=keys, columns="metric", values="text", aggfunc="first", sort=False)
+    return wide.reindex(columns=list(METRICS)).fillna("-").reset_index()
 
 
 def main(arguments: list[str]) -> None:
-    """Print the points of a results folder, or write them as CSV.
+    """Print the points of a results folder, or write them into a file.
 
     Raises:
         UsageError: the folder holds no usable results, or the file cannot be written.
     """
     parser = argparse.ArgumentParser("rsdbench table", description="The points of a results folder.")
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled")
-    parser.add_argument("--out", type=Path, help="write CSV: row, metric, method, budget, value, low, high, structure")
+    parser.add_argument("--out", type=Path, help=f"a file, {', '.join(TABLES)}: a line a point")
     parser.add_argument("--all", action="store_true", help="every structure, not only the best one of each point")
     parser.add_argument("--phases", action="store_true", help="where a block's time goes (of decode.profile=true)")
     args = parser.parse_args(arguments)
-    if args.out is not None and args.out.suffix != ".csv":
-        raise UsageError(f"--out '{args.out}' must end in .csv")
+    if args.out is not None:
+        check_format(args.out, TABLES)
     results = Results.load(args.results)
     if args.phases:
         points = phase_times(results, args.all)
     else:
         points = all_points(results) if args.all else figure_points(results)
     if args.out is not None:
-        with output(args.out) as stream:
-            points.to_csv(stream, index=False)
+        as_read = args.out.suffix in (".md", ".tex") and not args.phases and not args.all
+        write_frame(side_by_side(points) if as_read else points, args.out)
         print(f"{args.out}: {len(points)} points")
     elif args.phases:
         print_phases(points)
