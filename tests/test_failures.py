@@ -10,7 +10,7 @@ import rsdbench
 from rsdbench.engine import lane
 from rsdbench.engine.cache import TreeCache
 from rsdbench.engine.models import FoundPair
-from rsdbench.experiment import runner
+from rsdbench.experiment import pairs, runner
 from rsdbench.experiment.overview import overview
 from rsdbench.experiment.plan import planned_rows
 from rsdbench.faces import run as face
@@ -116,7 +116,7 @@ def test_the_models_of_a_row_are_gone_before_the_next_ones_come(tmp_path, monkey
         return pair
 
     monkeypatch.setattr(FoundPair, "load", watched)
-    runner.release_pair()  # of an earlier test
+    pairs.release_pair()  # of an earlier test
     row = ["experiment=smoke", "drafter=opt-25k", "dataset=wmt", "methods=[sd]", "budgets=[6]", f"results={tmp_path}"]
     assert face.run_rows([p for t in ("2.6m", "6m") for p in planned_rows([*row, f"target=opt-{t}"])]) == 0
     assert len(held) == 2

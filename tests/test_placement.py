@@ -271,7 +271,7 @@ def test_a_drafter_that_is_not_beside_the_head_is_refused():
 
 
 def test_rows_share_a_pair_that_has_the_room_for_their_batches():
-    from rsdbench.experiment import runner
+    from rsdbench.experiment import pairs
     from rsdbench.experiment.compose import compose
 
     loads = []
@@ -281,24 +281,24 @@ def test_rows_share_a_pair_that_has_the_room_for_their_batches():
             loads.append(room)
             return make_pair("opt")
 
-    runner.release_pair()
+    pairs.release_pair()
     rows = [("2.6m", "wmt", 4, 100), ("2.6m", "xsum", 2, 150), ("2.6m", "xsum", 4, 150), ("6m", "wmt", 1, 9)]
     for target, dataset, *room in rows:
         config, _ = compose(["experiment=smoke", "drafter=opt-25k", f"target=opt-{target}", f"dataset={dataset}"])
-        pair = runner.pair_of(config, Found(), *room)
-        assert [held for held, _ in runner.HELD.values()] == [pair]
+        pair = pairs.pair_of(config, Found(), *room)
+        assert [held for held, _ in pairs.HELD.values()] == [pair]
     assert loads == [(4, 100), (4, 150), (1, 9)]
-    runner.release_pair()
+    pairs.release_pair()
 
 
 def test_room_is_kept_for_the_prompts_that_a_row_has(monkeypatch):
     """Not for the longest that its settings allow: WMT's sentences would be given the room of articles."""
-    from rsdbench.experiment import runner
+    from rsdbench.experiment import pairs, runner
     from rsdbench.experiment.plan import planned_rows
 
     asked, load = [], models.FoundPair.load
     monkeypatch.setattr(models.FoundPair, "load", lambda found, *room: asked.append(room) or load(found, *room))
-    runner.release_pair()
+    pairs.release_pair()
     axes = ["drafter=opt-25k", "target=opt-2.6m", "dataset=wmt", "dataset.max_prompt_tokens=1000"]
     (planned,) = planned_rows(["experiment=smoke", *axes])
     row = runner.RowRunner(planned.row)
@@ -306,4 +306,4 @@ def test_room_is_kept_for_the_prompts_that_a_row_has(monkeypatch):
     new = planned.row.config.decode.max_new_tokens
     assert asked == [(len(row.examples), longest + new + runner.TREE_POSITIONS)]
     assert longest < planned.row.config.dataset.max_prompt_tokens
-    runner.release_pair()
+    pairs.release_pair()

@@ -237,7 +237,7 @@ def test_a_failed_cell_is_noted_the_others_go_on_and_a_rerun_retries(tmp_path, m
     decode = RowRunner.decode
 
     def faulty(self, cell, *rest):
-        if cell.id == bad.id:
+        if cell == bad:
             raise RuntimeError("CUDA out of memory.\nTried to allocate 12 GiB")
         return decode(self, cell, *rest)
 

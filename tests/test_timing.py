@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from omegaconf import OmegaConf
 
 from rsdbench.engine import clock
 from rsdbench.experiment import metrics
 from rsdbench.experiment.plan import planned_rows
 from rsdbench.experiment.points import COLUMNS, with_steady_times
-from rsdbench.experiment.runner import RowRunner
+from rsdbench.experiment.runner import RowRunner, place
 from rsdbench.experiment.timing import OFF, RETAKES, Reference, Turn, take, without_stalls
 
 STALL_US = 2_000_000
@@ -98,7 +99,7 @@ class StalledClock:
 def row():
     overrides = [
         "experiment=smoke", "drafter=opt-25k", "target=opt-2.6m", "dataset=wmt", "methods=[rsd_s]", "budgets=[6]",
-        "speed.num_prompts=2", "decode.max_new_tokens=8", "results=unused",
+        "speed.num_prompts=2", "dataset.num_prompts=6", "decode.max_new_tokens=8", "results=unused",
     ]  # fmt: skip
     (planned,) = planned_rows(overrides)
     runner = RowRunner(planned.row)
@@ -111,7 +112,7 @@ def timed(row, monkeypatch, at):
     runner.reference = Reference()
     stalled = StalledClock(at)
     monkeypatch.setattr(clock, "time", stalled)
-    rows = {(r["prompt_id"], r["turn"]): r for batch in runner.speed(cell, set()) for r in batch}
+    rows = {(r["prompt_id"], r["turn"]): r for batch in runner.speed(cell, {}) for r in batch}
     table = pa.table({name: [r.get(name) for r in rows.values()] for name in [*COLUMNS, "block_us", "ar_block_us"]})
     return metrics.token_rate(with_steady_times(table)), stalled.looks
 
@@ -122,6 +123,22 @@ def test_a_clock_that_stalls_in_a_run_moves_no_point(row, monkeypatch):
     for at in random.integers(1, looks, 12):
         rate, _ = timed(row, monkeypatch, at)
         assert rate.value == pytest.approx(quiet.value, rel=0.02), at
+
+
+@pytest.mark.parametrize(("asked", "prompts"), [(None, 6), (100.0, 2), (1e-9, 6)])
+def test_timing_ends_when_the_interval_is_as_narrow_as_asked(row, monkeypatch, asked, prompts):
+    runner, cell = row
+    monkeypatch.setattr("rsdbench.experiment.runner.PROMPTS_AT_ONCE", 2)
+    monkeypatch.setattr(
+        runner, "config", OmegaConf.merge(runner.config, {"speed": {"num_prompts": 6, "half_width": asked}})
+    )
+    rows = {}
+    for batch in runner.speed(cell, rows):
+        rows |= {place(record): record for record in batch}
+    assert len({prompt for _, prompt, _ in rows}) == prompts
+    assert len(rows) == prompts * runner.config.speed.turns
+    again = dict(rows)
+    assert not list(runner.speed(cell, again)), "what was kept is not timed again"
 
 
 def turns_of(ar_seconds):

@@ -130,6 +130,11 @@ class Recipe:
             )
 
 
+def name_of(model: Any) -> str:
+    """What people call a model: the last part of its path."""
+    return Path(model.config.name_or_path or type(model).__name__).name
+
+
 def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:
     """Where a library lies; its name ends in a hash of what it depends on, versions, this processor and threads."""
     here = torch.__version__, version("transformers"), processor(), torch.get_num_threads(), sorted(options.items())

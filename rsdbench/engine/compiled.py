@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from rsdbench.engine.ahead import SMALL_VOCABULARY, Recipe, source, weights_of
+from rsdbench.engine.ahead import SMALL_VOCABULARY, Recipe, name_of, source, weights_of
 from rsdbench.engine.cache import StorageLayer, TreeCache, attention_bias, position_limit
 from rsdbench.engine.drafting import Drafting, Level
 from rsdbench.engine.placement import layer_devices
@@ -186,11 +186,7 @@ class CompiledForward:
     """
 
     def __init__(self, model: Any, drafts: bool = False) -> None:
-        """drafts: whether the model is a drafter.
-
-        Raises:
-            UsageError: as in `Recipe.build`.
-        """
+        """drafts: whether the model is a drafter. Raises UsageError as `Recipe.build` does."""
         recipe = forward_recipe(model, drafts)
         self.tempered = recipe.module.tempered
         self.library = recipe.library()
@@ -236,11 +232,6 @@ def grow_recipe(model: Any, drafting: Drafting) -> Recipe:
         DraftStep(model, drafting), (tuple(growth), tuple(drafted), storage), (*GROWING, storage_sizes(storage)),
         is_small(model), WITHOUT_WEIGHTS, during,
     )  # fmt: skip
-
-
-def name_of(model: Any) -> str:
-    """What people call a model: the last part of its path."""
-    return Path(model.config.name_or_path or type(model).__name__).name
 
 
 @contextmanager

@@ -94,6 +94,9 @@ def check_settings(config: DictConfig) -> None:
     ):
         if value < least:
             raise UsageError(f"{key} must be at least {least}, not {value}")
+    width = config.speed.half_width
+    if width is not None and (not isinstance(width, int | float) or isinstance(width, bool) or width <= 0):
+        raise UsageError(f"speed.half_width must be null or a number above 0, such as 0.05, not '{width}'")
     if config.dtype != "auto" and config.dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
     if config.compile not in ("auto", True, False):

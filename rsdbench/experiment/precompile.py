@@ -21,7 +21,7 @@ from rsdbench.engine.compiled_calls import recipes
 from rsdbench.engine.models import Pair, parameters, quiet_libraries
 from rsdbench.errors import UsageError
 from rsdbench.experiment.cells import RowJob
-from rsdbench.experiment.runner import found_pair, free_memory
+from rsdbench.experiment.pairs import found_pair, free_memory
 from rsdbench.sampling.laws import Warp
 
 LARGE = 2**28  # parameters of a pair from which on only one process holds it

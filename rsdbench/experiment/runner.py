@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+import pyarrow as pa
 
 from rsdbench.engine.checkpoints import hub_commit
 from rsdbench.engine.decode import Generation, generate
 from rsdbench.engine.methods import BASELINE, get_shape
-from rsdbench.engine.models import FoundPair, Pair, find_pair, parameters
+from rsdbench.engine.models import parameters
 from rsdbench.engine.prefixes import Prefixes
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
 from rsdbench.experiment.cells import Cell, RowJob
 from rsdbench.experiment.claims import Claim
+from rsdbench.experiment.metrics import token_rate
+from rsdbench.experiment.pairs import found_pair, free_memory, pair_of
+from rsdbench.experiment.points import with_steady_times
 from rsdbench.experiment.prompts import TREE_POSITIONS
 from rsdbench.experiment.provenance import provenance
 from rsdbench.experiment.scores import SCORES
@@ -33,59 +33,9 @@ from rsdbench.experiment.timing import Reference, Taken, Turn, take
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
 KEEP_EVERY = 30.0  # seconds between two saves of an unfinished cell's prompts: what a kill without warning can cost
 PASSES = ("quality", "speed", "profile")  # over a cell's prompts: methods of `RowRunner`, and records' phases
-Place = tuple[str, int]  # a prompt and a turn
+Rows = dict[tuple[str, str, int], dict[str, Any]]  # a cell's records so far, as `place` names them
+PROMPTS_AT_ONCE = 16  # that are timed before it is asked whether they are enough
 POLL_EVERY = 2.0  # seconds between two looks at cells that other processes run
-HELD: dict[str, tuple[Pair, int]] = {}  # the pair of the last row job, and the tokens of a batch that it has room for
-
-
-def found_pair(config: DictConfig) -> FoundPair:
-    """A row's pair before its weights are read.
-
-    Raises:
-        UsageError: as in `find_pair`.
-    """
-    target, drafter = config.target, config.drafter
-    return find_pair(
-        target.path, drafter.path, config.device, config.dtype, target.revision, drafter.revision,
-        target.quantization, config.max_memory,
-    )  # fmt: skip
-
-
-def pair_of(config: DictConfig, found: FoundPair, batch_size: int, max_length: int) -> Pair:
-    """A row's pair: that of the row before if it has the same models and room, else that one is gone before.
-
-    batch_size, max_length: of what will be decoded at once.
-    """
-    keys = ("target", "drafter", "device", "dtype", "max_memory", "compile")
-    key = json.dumps([OmegaConf.to_container(config[k]) if OmegaConf.is_config(config[k]) else config[k] for k in keys])
-    room = batch_size * max_length
-    if key not in HELD or HELD[key][1] < room:
-        release_pair()
-        HELD[key] = prepared(found.load(batch_size, max_length), config.compile), room
-    return HELD[key][0]
-
-
-def release_pair() -> None:
-    """Give back the memory of the pair that is held, which the next one may need."""
-    HELD.clear()
-    free_memory()
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-
-
-def prepared(pair: Pair, compile: str | bool) -> Pair:
-    """A pair, compiled if it is to be."""
-    if compile == "auto" and pair.can_compile:
-        with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
-            pair.compile()
-    elif compile is True:
-        pair.compile()
-    return pair
 
 
 class RowRunner:
@@ -129,25 +79,29 @@ class RowRunner:
         for method, structure in ((BASELINE, "0"), (cell.method, cell.structure)):
             generate(self.pair, prompt, method, structure, WARM_UP_TOKENS, settings.temperature, settings.top_p)
 
-    def quality(self, cell: Cell, done: set[Place]) -> Iterator[list[dict[str, Any]]]:
+    def quality(self, cell: Cell, rows: Rows) -> Iterator[list[dict[str, Any]]]:
         """Records of all prompts, batch by batch of neighbours, without the batches that are done; nothing is timed."""
         size = self.config.quality.batch_size
         for start in range(0, len(self.examples), size):
             batch = self.examples[start : start + size]
-            if {(e.id, 0) for e in batch} <= done:
+            if all(("quality", e.id, 0) in rows for e in batch):
                 continue
             out = self.decode(cell, [e.prompt for e in batch], cell.method, cell.structure, "quality", start)
             yield [self.record(cell, "quality", e, out, i) for i, e in enumerate(batch)]
 
-    def speed(self, cell: Cell, done: set[Place]) -> Iterator[list[dict[str, Any]]]:
-        """Records of the first prompts at batch 1, one a prompt and turn; AR runs before the method or after it."""
+    def speed(self, cell: Cell, rows: Rows) -> Iterator[list[dict[str, Any]]]:
+        """Records of the first prompts at batch 1, one a prompt and turn, until the interval is as narrow as asked."""
         settings = self.config.speed
-        turns = [Turn(i, t) for i in range(settings.num_prompts) for t in range(settings.turns)]
-        todo = [turn for turn in turns if (self.examples[turn.prompt].id, turn.number) not in done]
-        if todo:
-            self.warm_up(cell)
-        for record in take(todo, partial(self.one_turn, cell), self.reference):
-            yield [record]
+        for start in range(0, settings.num_prompts, PROMPTS_AT_ONCE):
+            stop = min(start + PROMPTS_AT_ONCE, settings.num_prompts)
+            turns = [Turn(i, t) for i in range(start, stop) for t in range(settings.turns)]
+            todo = [turn for turn in turns if ("speed", self.examples[turn.prompt].id, turn.number) not in rows]
+            if todo:
+                self.warm_up(cell)
+            for record in take(todo, partial(self.one_turn, cell), self.reference):
+                yield [record]
+            if settings.half_width and half_width(rows) <= settings.half_width:
+                return
 
     def one_turn(self, cell: Cell, turn: Turn) -> Taken:
         """A turn's record, and the seconds of AR's blocks: AR comes first in every other turn."""
@@ -164,13 +118,13 @@ class RowRunner:
         }  # fmt: skip
         return record, beside.block_s
 
-    def profile(self, cell: Cell, done: set[Place]) -> Iterator[list[dict[str, Any]]]:
+    def profile(self, cell: Cell, rows: Rows) -> Iterator[list[dict[str, Any]]]:
         """Records of the prompts of `speed`, decoded once more for their phase times."""
         if not self.config.decode.profile:
             return
         self.warm_up(cell)
         for i, example in enumerate(self.examples[: self.config.speed.num_prompts]):
-            if (example.id, 0) not in done:
+            if ("profile", example.id, 0) not in rows:
                 out = self.decode(cell, [example.prompt], cell.method, cell.structure, "profile", i)
                 yield [self.record(cell, "profile", example, out, 0) | times(out)]
 
@@ -181,10 +135,9 @@ class RowRunner:
         """
         kept, origin = progress.kept(cell, results, self.provenance["code"])
         rows = {place(row): row for row in kept}
-        done = {name: {key[1:] for key in rows if key[0] == name} for name in PASSES}
         metadata, tokens, saved = self.provenance | history(origin), 0, time.monotonic()
         try:
-            for more in chain.from_iterable(getattr(self, name)(cell, done[name]) for name in PASSES):
+            for more in chain.from_iterable(getattr(self, name)(cell, rows) for name in PASSES):
                 tokens += sum(row["new_tokens"] for row in more if place(row) not in rows)
                 rows |= {place(row): row for row in more}
                 if time.monotonic() - saved > KEEP_EVERY:
@@ -222,6 +175,13 @@ class RowRunner:
 def place(row: dict[str, Any]) -> tuple[str, str, int]:
     """What tells a cell's rows apart."""
     return row["phase"], row["prompt_id"], row["turn"]
+
+
+def half_width(rows: Rows) -> float:
+    """Of the interval of a cell's token rate, as a share of it."""
+    speed = [row for row in rows.values() if row["phase"] == "speed"]
+    value, low, high = token_rate(with_steady_times(pa.Table.from_pylist(speed, records.COLUMNS)))
+    return (high - low) / 2 / value
 
 
 def times(out: Generation) -> dict[str, Any]:
