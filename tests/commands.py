@@ -107,11 +107,11 @@ def progress(results, kind):
 
 
 def tokens(results):
-    """(cell, phase, prompt) -> tokens, of all records."""
+    """(cell, phase, prompt, turn) -> tokens, of all records."""
     import pandas as pd
 
     frame = pd.concat([pd.read_parquet(file) for file in cells(results)])
-    keys = zip(frame.cell_id, frame.phase, frame.prompt_id, strict=True)
+    keys = zip(frame.cell_id, frame.phase, frame.prompt_id, frame.turn, strict=True)
     found = {key: list(value) for key, value in zip(keys, frame.tokens, strict=True)}
     assert len(found) == len(frame), "a prompt came twice"
     return found

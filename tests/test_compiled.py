@@ -11,6 +11,7 @@ import rsdbench
 from rsdbench.engine import ahead, compiled, lane
 from rsdbench.engine.ahead import SMALL_VOCABULARY
 from rsdbench.engine.compiled import CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
+from rsdbench.engine.compiled_calls import grower
 from rsdbench.engine.drafting import Level, Sequences
 from rsdbench.engine.lane import Lane
 from rsdbench.engine.methods import METHODS, get_shape
@@ -135,7 +136,7 @@ def test_a_level_is_drafted_the_same_way(compiled_pairs, kind, batch, name, abov
     with torch.inference_mode():
         laws = Step(pair.drafter)(asked, [x.clone() for x in storage])[:, before:]
         theirs = DraftStep(pair.drafter, drafting)(growth, *copies)
-        (ours,) = pair.grower(drafting).library.run([*growth, *tree, *storage])
+        (ours,) = grower(pair, drafting).library.run([*growth, *tree, *storage])
     for found, expected in zip((ours, *tree), (theirs, *copies[0]), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 

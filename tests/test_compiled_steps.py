@@ -152,10 +152,10 @@ def test_laws_that_compiled_calls_do_not_know_take_the_functions_as_they_are():
     pair = make_pair("mixed")
     pair.compile()
     method = METHODS["sd"]
-    assert pair.calls(method.drafting, method.rule, Warp(0.0), 1) is None
-    assert pair.calls(method.drafting, method.rule, Warp(0.7, 0.9), 1) is None
+    assert calls_of(pair, method.drafting, method.rule, Warp(0.0), 1) is None
+    assert calls_of(pair, method.drafting, method.rule, Warp(0.7, 0.9), 1) is None
     pair.target.double()
-    assert pair.calls(method.drafting, method.rule, Warp(0.7), 1) is None
+    assert calls_of(pair, method.drafting, method.rule, Warp(0.7), 1) is None
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_models_in_bfloat16_decode_as_with_the_functions_as_they_are(method, str
     for model in (pair.target, pair.drafter):
         model.bfloat16()
     pair.compile()
-    assert pair.calls(METHODS[method].drafting, METHODS[method].rule, Warp(0.7), 2) is not None
+    assert calls_of(pair, METHODS[method].drafting, METHODS[method].rule, Warp(0.7), 2) is not None
     ours = rsdbench.generate(pair, prompts, method, structure, 12, 0.7, seed=4)
     monkeypatch.setattr(Pair, "calls", lambda *_: None)
     theirs = rsdbench.generate(pair, prompts, method, structure, 12, 0.7, seed=4)

@@ -64,7 +64,7 @@ def test_killed_at_50_moments_the_cells_are_complete_and_equal(tmp_path, undistu
             written.append(run.process.is_alive())
         kill(run)
         for file in cells(tmp_path):
-            assert pq.read_table(file, page_checksum_verification=True).num_rows == 3, "complete or absent"
+            assert pq.read_table(file, page_checksum_verification=True).num_rows == 4, "complete or absent"
     assert sum(written) > KILLS / 4, "too few kills hit a write"
     assert list((tmp_path / "cells").glob(".*.partial")), "no write was cut in two"
     rsdbench("run", *AXES, f"results={tmp_path}")
@@ -80,7 +80,7 @@ def test_what_crashes_left_is_recognised_and_swept(tmp_path):
         file.write_bytes(b"PAR1")
         os.utime(file, (time.time() - age,) * 2)
     assert set(left_over(tmp_path / "cells")) == {old, future}
-    assert len(tokens(tmp_path)) == 6, "they are not read"
+    assert len(tokens(tmp_path)) == 8, "they are not read"
     rsdbench("run", *SMALL, f"results={tmp_path}")
     assert not old.exists()
     assert not future.exists()

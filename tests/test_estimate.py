@@ -101,8 +101,8 @@ def test_a_quantised_target_keeps_its_embeddings():
 
 
 def test_hours_of_a_row_by_hand():
-    """The same row on an H100, AR and SD: 2 batches of 16, and one prompt at batch 1 in turns with AR."""
-    row = work(*PROMPTS, "methods=[sd]", "budgets=[6]", "speed.num_prompts=1")
+    """The same row on an H100, AR and SD: 2 batches of 16, and one prompt at batch 1, twice beside AR."""
+    row = work(*PROMPTS, "methods=[sd]", "budgets=[6]", "speed.num_prompts=1", "speed.turns=2")
     bandwidth, compute = 0.8 * 3350e9, 0.5 * 989e12
     weights, column = 2 * 12_853_473_280, 40 * 2 * 5120 * 2
 
@@ -124,13 +124,13 @@ def test_hours_of_a_row_by_hand():
     found = estimate(row, row.points)
     for seconds, efficiency in ((found.hours.low * 3600, 1.4), (found.hours.high * 3600, 1.0)):
         quality = 2 * ar(16, wide) + 2 * sd(16, wide, efficiency)
-        speed = 2 * ar(1, 60) + ar(1, 60) + sd(1, 60, efficiency)
+        speed = 2 * (2 * ar(1, 60) + ar(1, 60) + sd(1, 60, efficiency))
         assert seconds == pytest.approx(load + quality + speed)
     assert found.gpu_hours == found.hours
-    # AR and SD in batches, AR three times and SD once at batch 1
-    assert found.target_forwards.high == 2 * 101 + 2 * 101 + 3 * 101 + 101
-    assert found.drafter_forwards.high == (2 + 1) * (1 + 600)
-    assert found.drafter_forwards.low == pytest.approx((2 + 1) * (1 + 600 / 1.4))
+    # AR and SD in batches, AR three times and SD once at batch 1 in each turn
+    assert found.target_forwards.high == 2 * 101 + 2 * 101 + 2 * (3 * 101 + 101)
+    assert found.drafter_forwards.high == (2 + 2) * (1 + 600)
+    assert found.drafter_forwards.low == pytest.approx((2 + 2) * (1 + 600 / 1.4))
 
 
 def test_what_is_done_takes_no_time():

@@ -227,7 +227,7 @@ def test_the_papers_grid_runs_from_an_offline_hub_cache(home):
     assert run_row(planned.row, planned.results, Mock()) == {}
     frame = pd.concat([pd.read_parquet(file) for file in cells(home / "r")])
     articles = {row["id"]: row for row in ARTICLES}
-    for _, pass_ in frame.groupby(["method", "phase"]):
+    for _, pass_ in frame.groupby(["method", "phase", "turn"]):
         assert list(pass_.prompt_id) == list(frame.prompt_id)[: len(pass_)], "every method decodes the same prompts"
     assert set(frame.phase) == {"quality", "speed"}
     assert all(articles[row.prompt_id]["summary"] == row.reference for row in frame.itertuples())

@@ -1,7 +1,6 @@
 """Weight-only quantisation of the target: what it costs in accuracy, what it may not change, where it is recorded."""
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -10,9 +9,7 @@ from rsdbench.engine import quantization
 from rsdbench.engine.models import parameters
 from rsdbench.engine.placement import bytes_of
 from rsdbench.engine.quantization import quantization_config, shrink
-from rsdbench.experiment import records
 from rsdbench.experiment.cells import RowJob
-from rsdbench.experiment.collect import collect
 from rsdbench.experiment.compose import check_sources, compose
 
 from . import commands
@@ -127,13 +124,6 @@ def test_cells_are_named_by_it_and_by_nothing_new_without_it():
     assert len({row.cells[0].id for row in (plain, quantised, capped)}) == 3
 
 
-def without(file, column, place):
-    """A record or merged file as it was before there was a column."""
-    table = pq.read_table(file)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.drop_columns([column]), place, write_page_checksum=True)
-
-
 def test_every_row_says_how_the_target_was_quantised(tmp_path):
     pytest.importorskip("torchao")
     for name, more in (("plain", []), ("int8", ["target.quantization=int8"])):
@@ -141,21 +131,3 @@ def test_every_row_says_how_the_target_was_quantised(tmp_path):
         assert "torchao" not in err
         found = pd.read_parquet(tmp_path / name / "cells")
         assert found.quantization.isna().all() if name == "plain" else set(found.quantization) == {"int8"}
-
-
-def test_older_records_are_read_and_have_none(tmp_path):
-    commands.rsdbench("run", *commands.SMALL, f"results={tmp_path / 'new'}")
-    files = commands.cells(tmp_path / "new")
-    for file in files:
-        without(file, "quantization", tmp_path / "old" / "cells" / file.name)
-    old, new = (collect(tmp_path / name) for name in ("old", "new"))
-    assert old.table.equals(new.table)
-    assert old.table["quantization"].null_count == len(old.table)
-    for columns in (["cell_id", "quantization", "blocks"], ["blocks"]):
-        assert records.read_file(tmp_path / "old" / "cells" / files[0].name, columns).table.column_names == columns
-    commands.rsdbench("merge", tmp_path / "new", "--out", tmp_path / "new.parquet")
-    without(tmp_path / "new.parquet", "quantization", tmp_path / "old.parquet")
-    assert collect(tmp_path / "old.parquet").table.equals(collect(tmp_path / "new.parquet").table)
-    without(files[0], "blocks", tmp_path / "bad" / "cells" / files[0].name)
-    with pytest.raises(records.BadRecord, match="schema"):
-        records.read_file(tmp_path / "bad" / "cells" / files[0].name)

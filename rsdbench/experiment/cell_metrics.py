@@ -5,6 +5,7 @@ A cell's row stays as it is while its record, and AR's of the same row, are the 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ def refresh(results: Path) -> None:
         write(cell_metrics(Results.load(results), read(results / NAME)), results / NAME)
         if stamps_of(results / "cells") == seen:
             return
+
+
+def try_to_refresh(results: Path) -> None:
+    """Bring a folder's metrics up to date, or say why they are not."""
+    try:
+        refresh(results)
+    except UsageError as error:
+        print(f"note: {NAME} is not up to date: {error}", file=sys.stderr)
 
 
 def cell_metrics(results: Results, known: pd.DataFrame | None = None) -> pd.DataFrame:

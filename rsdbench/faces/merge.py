@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.cell_metrics import refresh
+from rsdbench.experiment.cell_metrics import try_to_refresh
 from rsdbench.experiment.collect import collect, write_merged
 from rsdbench.experiment.mixture import configurations, notes, versions
 from rsdbench.faces.output import output
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     with output(args.out) as stream:
         write_merged(found, stream)
     if args.results.is_dir() and not mixed:
-        refresh(args.results)
+        try_to_refresh(args.results)
     for line in mixed:
         print(f"mixed: {line}", file=sys.stderr)
     for line in notes(found):

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
-from rsdbench.experiment.cell_metrics import refresh
+from rsdbench.experiment.cell_metrics import try_to_refresh
 from rsdbench.experiment.compose import CONFIGS
 from rsdbench.experiment.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
 from rsdbench.experiment.preemption import CODE, Preempted, preemptible
@@ -139,10 +139,7 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
                         progress.fail(cell, planned.results, error)
         done = bar.done
     for results in dict.fromkeys(planned.results for planned in rows):
-        try:
-            refresh(results)
-        except UsageError as error:
-            print(f"note: metrics.parquet is not up to date: {error}", file=sys.stderr)
+        try_to_refresh(results)
     elsewhere = len(missing) - done - len(failed)
     other = f", {elsewhere} by other processes" if elsewhere and alone else ""
     print(f"{done} cells done{other}, {len(found) - len(missing)} were there already: {where}; {bar.parts}")
