@@ -136,12 +136,13 @@ def finish(warp: Warp, tempered: Tensor, root: Tensor, noise: Tensor, walk: Walk
 
 
 def slots_of(fanout: int) -> int:
-    """Places for the drafts below a node, 2, 8, 16, 32, ...: each has a uniform, and a verification compiled for it.
+    """Places for the drafts below a node, 8, 16, 32, ...: each has a uniform, and a verification compiled for it.
 
-    So few sizes, because each costs a minute's fifth to compile; not one alone, because an empty place takes 3 us a
-    level (1,024 tokens, one sequence): blocks of two drafts a node on opt-2.6m would take 3 % longer with eight.
+    One size serves all of the benchmark's structures, for each takes a fifth of a minute to compile. An empty place
+    costs recursive rejection 3 us a level (1,024 tokens, one sequence), K-SEQ nothing: with two drafts a node a block
+    on opt-2.6m takes 3 % longer, one on opt-13.2m 1 %.
     """
-    return 2 if fanout <= 2 else max(8, 1 << (fanout - 1).bit_length())
+    return max(8, 1 << (fanout - 1).bit_length())
 
 
 def at_row(laws: Tensor, row: Tensor) -> Tensor:
