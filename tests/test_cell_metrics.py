@@ -1,9 +1,12 @@
 """RESULTS/metrics.parquet: one row a cell, the same numbers as the table's, kept up to date."""
 
+import shutil
 import time
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from .commands import cells, rsdbench
@@ -77,6 +80,44 @@ def test_only_what_has_changed_is_computed_anew(folder, monkeypatch):
     next(file for file in cells(folder) if "_ar_" in file.name).touch()
     cell_metrics.refresh(folder)
     assert len(computed) == 1 + len(cells(folder)), "all accuracies are relative to AR's"
+
+
+def test_what_is_unsteady_is_said_at_the_end_and_in_the_table(folder, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "cells").mkdir(parents=True)
+    for file in cells(folder):
+        table = pq.read_table(file)
+        place = table.column_names.index("steady")
+        if "_sd_" in file.name:  # as on a machine that was never quiet
+            never = pc.if_else(pc.is_valid(table["steady"]), False, table["steady"])
+            table = table.set_column(place, table.schema.field("steady"), never)
+        pq.write_table(table, copy / "cells" / file.name, write_page_checksum=True)
+    said = "the machine was not quiet: OPT-25K-2.6M, De-En sd 6"
+    assert f"unsteady: 1 of 4 token rates, {said}" in rsdbench("merge", copy, "--out", tmp_path / "all.parquet")[0]
+    assert pd.read_parquet(copy / "metrics.parquet").set_index("method").steady.to_dict() == {
+        "ar": True, "sd": False, "spectr": True, "rsd_s": True
+    }  # fmt: skip
+    out, _ = rsdbench("table", copy)
+    assert "6 unsteady" in out
+    assert f"unsteady: 1 of 3 token rates, {said}" in out
+    out, _ = rsdbench("figure", copy, "--out", tmp_path / "figure.png")
+    assert f"{said} (hollow markers)" in out
+
+
+def test_a_row_without_ar_or_without_times_is_drawn_all_the_same(folder, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "cells").mkdir(parents=True)
+    for file in cells(folder):
+        if "_ar_" not in file.name:
+            shutil.copy(file, copy / "cells")
+    assert "1 rows, 4 charts" in rsdbench("figure", copy, "--out", tmp_path / "a.png")[0]
+    rsdbench("merge", copy, "--out", tmp_path / "all.parquet")
+    frame = pd.read_parquet(copy / "metrics.parquet")
+    assert frame.accuracy.isna().all()
+    assert frame.token_rate.notna().all()
+    rsdbench("run", *ROW, "methods=[sd]", "speed.num_prompts=0", f"results={tmp_path / 'untimed'}")
+    assert "1 rows, 4 charts" in rsdbench("figure", tmp_path / "untimed", "--out", tmp_path / "b.png")[0]
+    assert pd.read_parquet(tmp_path / "untimed" / "metrics.parquet").token_rate.isna().all()
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "md", "tex"])

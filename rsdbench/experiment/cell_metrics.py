@@ -18,7 +18,7 @@ from rsdbench.errors import UsageError
 from rsdbench.experiment import metrics
 from rsdbench.experiment.collect import stamps_of
 from rsdbench.experiment.compose import AXES
-from rsdbench.experiment.points import Results
+from rsdbench.experiment.points import Results, unsteady_line
 from rsdbench.files import whole_file
 
 NAME = "metrics.parquet"
@@ -42,11 +42,14 @@ def refresh(results: Path) -> None:
 
 
 def try_to_refresh(results: Path) -> None:
-    """Bring a folder's metrics up to date, or say why they are not."""
+    """Bring a folder's metrics up to date, or say why they are not; and say which cells are unsteady."""
     try:
         refresh(results)
     except UsageError as error:
         print(f"note: {NAME} is not up to date: {error}", file=sys.stderr)
+        return
+    if line := unsteady_line(read(results / NAME)):
+        print(line)
 
 
 def cell_metrics(results: Results, known: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -203,3 +203,13 @@ def estimated(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
             value = metrics.accuracy(metric, results.statistics_of(cell), ar_scores)
             points.append((p.row, "accuracy", p.method, p.budget, *value, p.structure, True))
     return pd.DataFrame(points, columns=POINT)
+
+
+def unsteady_line(frame: pd.DataFrame) -> str:
+    """A line on the token rates of points or cells that were timed on an unquiet machine; "" if there are none."""
+    found = frame[~frame.steady.astype(bool)]
+    if found.empty:
+        return ""
+    named = "; ".join(f"{p.row} {p.method} {p.structure}" for p in found.head(3).itertuples())
+    more = "; ..." if len(found) > 3 else ""
+    return f"unsteady: {len(found)} of {len(frame)} token rates, the machine was not quiet: {named}{more}"

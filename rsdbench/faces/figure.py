@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.points import Results, figure_points
+from rsdbench.experiment.points import Results, figure_points, unsteady_line
 from rsdbench.faces.chart import RESOLUTION, Wishes, draw
 from rsdbench.faces.output import check_format, output
 
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> None:
     with output(args.out) as stream:
         figure.savefig(stream, format=args.out.suffix[1:], dpi=RESOLUTION, metadata=NO_DATES.get(args.out.suffix))
     print(f"{args.out}: {len(results.rows)} rows, {len(figure.axes)} charts, {len(points)} points")
-    if unsteady := unsteady_line(points):
-        print(unsteady)
+    if unsteady := unsteady_line(points[points.metric == "token rate"]):
+        print(f"{unsteady} (hollow markers)")
     if missing := results.missing():
         print(missing)
 
@@ -65,15 +65,3 @@ def span(counts: pd.Series) -> str:
     """ "32", or "128 to 600"."""
     least, most = int(counts.min()), int(counts.max())
     return str(least) if least == most else f"{least} to {most}"
-
-
-def unsteady_line(points: pd.DataFrame) -> str:
-    """A line on the points that were timed on an unquiet machine; "" if there are none."""
-    found = points[~points.steady.astype(bool)]
-    if found.empty:
-        return ""
-    named = "; ".join(f"{p.row} {p.method} {p.structure}" for p in found.head(3).itertuples())
-    more = "; ..." if len(found) > 3 else ""
-    return (
-        f"unsteady: {len(found)} points of token rate were timed on an unquiet machine (hollow markers): {named}{more}"
-    )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsdbench.experiment.phases import OTHER, PHASES, phase_times
-from rsdbench.experiment.points import METRICS, Results, all_points, figure_points
+from rsdbench.experiment.points import METRICS, Results, all_points, figure_points, unsteady_line
 from rsdbench.faces.output import TABLES, check_format, write_frame
 
 
@@ -88,5 +88,7 @@ def main(arguments: list[str]) -> None:
         print_phases(points)
     else:
         print_points(points, results.rows)
+    if not args.phases and (unsteady := unsteady_line(points[points.metric == "token rate"])):
+        print(unsteady)
     if missing := results.missing():
         print(missing)
