@@ -34,19 +34,25 @@ def test_a_stalled_block_counts_as_its_prompts_median():
 
 def frame_of(own, ar, tokens, stalled=None):
     """Records of a cell's turns: lists of blocks, us, by prompt and turn. stalled: who, which turn, which block."""
-    own, ar = ([list(blocks) for blocks in turns] for turns in (own, ar))
+    own, ar = ([blocks and list(blocks) for blocks in turns] for turns in (own, ar))
     if stalled:
         who, turn, block = stalled
         (own, ar)[who][turn][block] += STALL_US
     n = len(own)
     columns = {
         "cell_id": ["c"] * n, "prompt_id": [f"p{i // 2}" for i in range(n)], "turn": [i % 2 for i in range(n)],
-        "phase": ["speed"] * n, "new_tokens": tokens, "ar_new_tokens": [len(x) for x in ar], "steady": [True] * n,
-        "block_us": own, "ar_block_us": ar, "decode_s": [sum(x) / 1e6 for x in own],
-        "ar_decode_s": [sum(x) / 1e6 for x in ar],
+        "phase": ["speed"] * n, "new_tokens": tokens, "ar_new_tokens": [len(x or ()) for x in ar], "steady": [True] * n,
+        "block_us": own, "ar_block_us": ar, "decode_s": [sum(x) / 1e6 if x else 7.0 for x in own],
+        "ar_decode_s": [sum(x) / 1e6 if x else 7.0 for x in ar],
     }  # fmt: skip
     rest = {name: [None] * n for name in COLUMNS if name not in columns}
     return with_steady_times(pa.table({**columns, **rest}))
+
+
+def test_records_without_times_of_blocks_count_with_all_their_seconds():
+    frame = frame_of([[900] * 5, None], [[500] * 5, None], [9, 9])
+    assert frame.steady_s.tolist() == [0.0045, 7.0]
+    assert frame.ar_steady_s.tolist() == [0.0025, 7.0]
 
 
 def quiet_cell(seed=0, prompts=4):

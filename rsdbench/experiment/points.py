@@ -121,14 +121,19 @@ class Results:
 
 
 def with_steady_times(table: pa.Table) -> pd.DataFrame:
-    """Records' `COLUMNS`, and the seconds of their blocks, the method's and AR's, without stalls."""
+    """Records' `COLUMNS`, and the seconds of their blocks, the method's and AR's, without stalls.
+
+    Records of before there were times of blocks count with all their decoding seconds.
+    """
     frame = table.select(COLUMNS).to_pandas()
     prompts = frame.groupby(["cell_id", "prompt_id"], sort=False).ngroup().to_numpy()
     for column, name in BLOCKS.items():
         lists = table[column].combine_chunks()
-        rows = np.repeat(np.arange(len(frame)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+        counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+        rows = np.repeat(np.arange(len(frame)), counts)
         blocks = without_stalls(lists.flatten().to_numpy().astype(float), prompts[rows])
-        frame[name] = np.bincount(rows, blocks, len(frame)) / 1e6
+        whole = frame[column.replace("block_us", "decode_s")]
+        frame[name] = np.where(counts > 0, np.bincount(rows, blocks, len(frame)) / 1e6, whole)
     return frame
 
 
