@@ -10,8 +10,9 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -58,7 +59,11 @@ def precompile(rows: Sequence[RowJob], watcher: Watcher) -> list[str]:
         builds = {pool.submit(build, missing[name][1], name): name for name in names}
         for done, future in enumerate(as_completed(builds), 1):
             title = missing[builds[future]][0]
-            if problem := future.result():
+            try:
+                problem = future.result()
+            except BrokenProcessPool:  # killed, most likely for memory: its cells compile one graph after another
+                problem = "the process that compiled it was killed"
+            if problem:
                 problems.append(f"{title}: {problem}")
             watcher.compiling(done, len(names), workers, title, folder)
     return problems
@@ -113,14 +118,9 @@ def build(config: str, name: str) -> str:
     """In a worker process: compile one graph of a row; returns why it cannot be, or ""."""
     if config not in LOADED:
         LOADED.clear()
-        LOADED[config] = recipes_of(as_config(config))
+        LOADED[config] = recipes_of(OmegaConf.create(config))
     try:
         LOADED[config][name].build()
     except UsageError as error:
         return str(error)
     return ""
-
-
-def as_config(text: str) -> Any:
-    """A row's configuration from its text."""
-    return OmegaConf.create(text)
