@@ -24,7 +24,7 @@ from rsdbench.files import whole_file
 NAME = "metrics.parquet"
 STAMP = "record"  # column: sizes and times of the files that a row was computed from
 ESTIMATES = ("block_efficiency", "mbsu", "token_rate", "accuracy")  # each with _low and _high, its 95 % interval
-FORMAT = 1  # of the rows: a change of how they are computed computes all anew
+FORMAT = 2  # of the rows: a change of how they are computed computes all anew
 ROUNDS = 3  # times to look whether other processes have added records meanwhile
 
 

@@ -91,7 +91,7 @@ def plain_token_rate(speed: pd.DataFrame) -> float:
 
 def is_steady(speed: pd.DataFrame) -> bool:
     """Whether AR was in step in nearly all turns, so that the cell's token rate is to be believed."""
-    return bool((~speed.steady).mean() <= UNSTEADY)
+    return bool((~speed.steady.astype(bool)).mean() <= UNSTEADY)
 
 
 def accuracy(metric: str, statistics: np.ndarray, ar_scores: np.ndarray) -> Estimate:
