@@ -167,7 +167,7 @@ def test_no_prompts_give_no_tokens(pairs):
         ({"max_new_tokens": 1.5}, "max_new_tokens must be at least 1"),
         ({"prompts": [2, 3]}, "prompts must be a list of lists"),
         ({"prompts": [[2, 3], []]}, "prompt 1 is empty"),
-        ({"prompts": [[2] * 64]}, "prompt 0 has 64 tokens, but the models have 64 positions"),
+        ({"prompts": [[2] * 64]}, "prompt 0 has 64 tokens, but these models decode 64 positions"),
         ({"prompts": [[2, 64]]}, "outside the vocabulary of 64"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.engine.cache import accept, position_limit
+from rsdbench.engine.cache import accept
 from rsdbench.engine.clock import PHASES, Clock
 from rsdbench.engine.compiled import CompiledForward
 from rsdbench.engine.compiled_block import CompiledBlock
@@ -86,7 +86,7 @@ def check_prompts(pair: Pair, prompts: list[list[int]], max_new_tokens: int) -> 
     """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    limit = min(position_limit(pair.target), position_limit(pair.drafter))
+    limit = pair.positions
     vocabulary = pair.target.config.vocab_size
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, list | tuple):
@@ -94,7 +94,7 @@ def check_prompts(pair: Pair, prompts: list[list[int]], max_new_tokens: int) -> 
         if not prompt:
             raise UsageError(f"prompt {i} is empty: give at least one token, such as the model's BOS")
         if len(prompt) >= limit:
-            raise UsageError(f"prompt {i} has {len(prompt)} tokens, but the models have {limit} positions: shorten it")
+            raise UsageError(f"prompt {i} has {len(prompt)} tokens, but these models decode {limit} positions: cut it")
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             raise UsageError(f"prompt {i} has token ids outside the vocabulary of {vocabulary}")
     return limit

@@ -57,6 +57,8 @@ def find_source(name: str, revision: str | None, dtype: torch.dtype) -> Source:
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         shell.tie_weights()
+        if not isinstance(getattr(shell.config, "vocab_size", None), int):
+            raise ValueError(f"its text model is a part of a larger one ({config.model_type}): take one of text alone")
     return Source(name, path, revision, shell)
 
 

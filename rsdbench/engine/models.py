@@ -23,6 +23,7 @@ from rsdbench.engine.products import lay_out
 from rsdbench.engine.projections import join_projections
 from rsdbench.engine.quantization import check_dtype, check_quantization, shrink
 from rsdbench.engine.row_layers import use_row_layers
+from rsdbench.engine.self_check import check_model
 from rsdbench.errors import UsageError
 
 EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
@@ -48,6 +49,12 @@ class Pair:
     growers: dict[Drafting, CompiledGrow | None] = field(default_factory=dict)
     prefixes: Prefixes = field(default_factory=Prefixes)
     quantization: str | None = None
+    positions: int = 0  # of a sequence, prompt and new tokens, that both models decode as they should; 0: all they have
+    checked: bool = False  # by `check_model`
+
+    def __post_init__(self) -> None:
+        have = min(position_limit(self.target), position_limit(self.drafter))
+        self.positions = min(self.positions or have, have)
 
     @property
     def device(self) -> torch.device:
@@ -149,23 +156,27 @@ class FoundPair:
         """Positions that both models have."""
         return min(position_limit(self.target), position_limit(self.drafter))
 
-    def load(self, batch_size: int = 1, max_length: int | None = None) -> Pair:
-        """Read the weights. batch_size, max_length: as in `load_pair`.
+    def load(self, batch_size: int = 1, max_length: int | None = None, check: bool = True) -> Pair:
+        """Read the weights. batch_size, max_length, check: as in `load_pair`.
 
         Raises:
-            UsageError: the models do not fit, or their weights cannot be loaded.
+            UsageError: the models do not fit, their weights cannot be loaded, or they would be decoded wrongly.
         """
         memory = free_memory(self.device, self.max_memory)
         room = batch_size, max_length
         models = placed(self.target, self.drafter, self.dtype, memory, self.quantization, room)
-        return Pair(*models, tokenizer=self.tokenizer, quantization=self.quantization)
+        named = zip(models, (self.target, self.drafter), ("target", "drafter"), strict=True)
+        positions = [check_model(m, getattr(s, "name", role), max_length) for m, s, role in named] if check else [0]
+        return Pair(
+            *models, tokenizer=self.tokenizer, quantization=self.quantization, positions=min(positions), checked=check
+        )
 
 
 def load_pair(
     target: Any, drafter: Any, device: str = "auto", dtype: str = "auto",
     target_revision: str | None = None, drafter_revision: str | None = None,
     quantization: str | None = None, max_memory: Mapping[int | str, int | str] | None = None,
-    batch_size: int = 1, max_length: int | None = None,
+    batch_size: int = 1, max_length: int | None = None, check: bool = True,
 ) -> Pair:  # fmt: skip
     """Load target and drafter: each an embedded name ("opt-6m"), a folder, a hub id, or a model already loaded.
 
@@ -173,16 +184,18 @@ def load_pair(
     "auto" is float32 on a CPU and bfloat16 elsewhere, whatever a checkpoint's own. quantization: of the target's
     weights, "int8" or "int4". max_memory: as accelerate's, {0: "40GiB", "cpu": "200GiB"}, the devices that may be used
     and how much of them. batch_size, max_length: sequences, and positions of each (None: all that the models have), for
-    whose keys and values room is kept. A model already loaded is taken as it is.
+    whose keys and values room is kept. check: forward a short text to see that the models are decoded as transformers
+    does it (`check_model`); False spares two forwards of a model that passed before. A model already loaded is taken
+    as it is.
 
     Raises:
-        UsageError: a model is neither on disk nor reachable, is not whole or does not fit, the vocabularies or
-            tokenizers differ, or a setting is unknown or not available.
+        UsageError: a model is neither on disk nor reachable, is not whole, does not fit or would be decoded wrongly,
+            the vocabularies or tokenizers differ, or a setting is unknown or not available.
     """
     found = find_pair(
         target, drafter, device, dtype, target_revision, drafter_revision, quantization, max_memory
     )  # fmt: skip
-    return found.load(batch_size, max_length)
+    return found.load(batch_size, max_length, check)
 
 
 def find_pair(

@@ -101,6 +101,8 @@ def check_settings(config: DictConfig) -> None:
         raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
     if config.compile not in ("auto", True, False):
         raise UsageError(f"unknown compile '{config.compile}': choose auto, true or false")
+    if config.check not in (True, False):
+        raise UsageError(f"unknown check '{config.check}': choose true or false")
     if decode.profile not in (True, False):
         raise UsageError(f"unknown decode.profile '{decode.profile}': choose true or false")
     if decode.profile and not config.speed.num_prompts:

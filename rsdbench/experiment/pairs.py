@@ -33,12 +33,12 @@ def pair_of(config: DictConfig, found: FoundPair, batch_size: int, max_length: i
 
     batch_size, max_length: of what will be decoded at once.
     """
-    keys = ("target", "drafter", "device", "dtype", "max_memory", "compile")
+    keys = ("target", "drafter", "device", "dtype", "max_memory", "compile", "check")
     key = json.dumps([OmegaConf.to_container(config[k]) if OmegaConf.is_config(config[k]) else config[k] for k in keys])
     room = batch_size * max_length
     if key not in HELD or HELD[key][1] < room:
         release_pair()
-        HELD[key] = prepared(found.load(batch_size, max_length), config.compile), room
+        HELD[key] = prepared(found.load(batch_size, max_length, config.check), config.compile), room
     return HELD[key][0]
 
 

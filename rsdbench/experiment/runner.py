@@ -59,6 +59,7 @@ class RowRunner:
         commits = {role: hub_commit(config[role].path, config[role].revision) for role in ("drafter", "target")}
         self.provenance = {
             **provenance(self.pair.device, dtype), "forward": self.pair.forward,
+            "self_check": "passed" if self.pair.checked else "skipped",
             **{f"{role}_commit": commit for role, commit in commits.items() if commit},
         }  # fmt: skip
 
