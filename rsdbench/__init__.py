@@ -10,9 +10,11 @@ from rsdbench.errors import UsageError
 if TYPE_CHECKING:
     from rsdbench.engine.decode import Generation, generate
     from rsdbench.engine.models import Pair, load_pair
+    from rsdbench.experiment.frames import load_results
+    from rsdbench.faces.grid import plot_grid
 
 __version__ = "0.1.0"
-__all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair"]
+__all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair", "load_results", "plot_grid"]
 
 for _library in ("torchao", "torch.utils._pytree"):  # at import they warn of kernels that were built for other machines
     logging.getLogger(_library).setLevel(logging.ERROR)
@@ -22,6 +24,8 @@ HOMES = {
     "generate": "rsdbench.engine.decode",
     "Pair": "rsdbench.engine.models",
     "load_pair": "rsdbench.engine.models",
+    "load_results": "rsdbench.experiment.frames",
+    "plot_grid": "rsdbench.faces.grid",
 }
 
 

@@ -109,7 +109,9 @@ def encode(frame: pd.DataFrame, tokenizer: transformers.PreTrainedTokenizerFast)
     """(token ids of prompt + answer + </s>, length of the prompt, task) of each example that fits."""
     encoded = []
     for row in frame.itertuples():
-        prompt, _ = encode_prompt(tokenizer, TEMPLATES[row.task], row.source, PROMPT_TOKENS)
+        prompt, _ = encode_prompt(
+            lambda text: tokenizer(text).input_ids, TEMPLATES[row.task], row.source, PROMPT_TOKENS
+        )
         answer = [*tokenizer(" " + row.reference, add_special_tokens=False).input_ids, EOS]
         if len(prompt) + len(answer) <= EXAMPLE_TOKENS:
             encoded.append((np.array(prompt + answer, dtype=np.int64), len(prompt), row.task))

@@ -20,7 +20,7 @@ import scipy.stats
 import torch
 
 from rsdbench.certificate import certify, joint, shipped
-from rsdbench.certificate.mutants import MUTANTS, SHARP, T1
+from rsdbench.certificate.mutants import SHARP, STALE, T1, mutants
 from rsdbench.engine import methods
 from rsdbench.engine.ahead import compiler_at_hand
 from rsdbench.engine.drafting import SEQUENCES
@@ -116,10 +116,46 @@ def test_bounds_are_shared_by_all_p_values(certificate):
 
 def test_every_mutant_is_rejected(certificate):
     _, checks = certificate
-    mutants = checks[checks.mutant]
-    assert sorted(zip(mutants.check, mutants.method, strict=True)) == sorted((m.description, m.method) for m in MUTANTS)
-    assert (mutants.p_value < 1e-9).all()
-    assert (mutants.verdict == "rejected").all()
+    own = checks[checks.mutant]
+    assert sorted(zip(own.check, own.method, strict=True)) == sorted(
+        (m.description, m.method) for m in mutants(METHODS)
+    )
+    assert set(own.method) == set(METHODS)
+    assert (own.p_value < 1e-9).all()
+    assert (own.verdict == "rejected").all()
+
+
+def test_the_report_says_what_each_check_would_have_found(certificate):
+    folder, checks = certificate
+    honest = checks[~checks.mutant]
+    assert honest.finds.between(0, 100).all()
+    engine = honest[(honest.level == 2) & (honest.setting == "T = 1")].dropna(subset="p_value")
+    assert engine.finds.between(0.02, 0.06).all(), "of 20,000 continuations and some 430 outcomes"
+    first = honest[(honest.level == 3) & honest.freedom.notna() & (honest.freedom > 0)]
+    assert first.finds.between(0.15, 1).all(), "40 beginnings a row say little, and that is printed"
+    page = (folder / "certificate.md").read_text()
+    assert "would find" in page
+    assert f"TV {engine.finds.max():.2g}" in page
+
+
+def test_deviations_of_the_stated_size_are_found_as_often_as_is_said():
+    """Laws that differ by the stated total variation, 400 times 20,000 draws: binomial, false alarm 1e-3."""
+    rng, outcomes, samples, bound = np.random.default_rng(3), 100, 20_000, 1e-5
+    check = pd.Series({"mutant": False, "p_value": 0.5, "freedom": outcomes - 1, "bound": bound, "level": 2,
+                       "samples": samples})  # fmt: skip
+    size = 2 * certify.found_from(check)
+    law = np.full(outcomes, 1 / outcomes)
+    other = law * (1 + size * np.where(np.arange(outcomes) % 2, 1, -1))
+    assert 0.5 * np.abs(other - law).sum() == pytest.approx(size / 2)
+    p_values = [scipy.stats.chisquare(rng.multinomial(samples, other), samples * law).pvalue for _ in range(400)]
+    assert scipy.stats.binom.cdf(sum(p < bound for p in p_values), 400, certify.POWER) > 1e-3
+
+
+def test_level_1_alone_takes_seconds_and_claims_no_power(capsys):
+    main(["certify", "--levels", "1"])
+    page = capsys.readouterr().out
+    assert "no mutants were tried" in page
+    assert "## Level 2" not in page
 
 
 def test_files_say_where_they_come_from(certificate):
@@ -132,14 +168,14 @@ def test_files_say_where_they_come_from(certificate):
     assert page.startswith("# Certificate of losslessness\n\n**Passed**: ")
     for text in ("RSD-S", "SpecTr", "2-2-2-2", "## Power", "rejected", torch.__version__, code_hash()):
         assert text in page
-    assert len(page.splitlines()) < 120
+    assert len(page.splitlines()) < 150
 
 
 def test_mutants_leave_the_engine_as_it_was():
     structure = {"ar": None, "sd": "6", "spectr": "3x2", "rsd_c": "3-1", "rsd_s": "3x2"}
     before = {m: joint.sampled(m, s, 5) for m, s in structure.items()}
     registry = dict(METHODS)
-    for mutant in MUTANTS:
+    for mutant in mutants(METHODS):
         with mutant.broken():
             joint.sampled(mutant.method, mutant.structure, 5)
     assert registry == METHODS
@@ -148,7 +184,7 @@ def test_mutants_leave_the_engine_as_it_was():
 
 def test_stale_noise_shows_in_the_joint_law_alone():
     """Why level 2 looks at three tokens: the first one's law is right. False alarm 1e-3."""
-    mutant = next(m for m in MUTANTS if "noise" in m.description)
+    mutant = next(m for m in mutants(["rsd_s"]) if m.description == STALE)
     observed = joint.count_with(mutant, range(2), seed=1)
     assert joint.chi_square(observed, mutant.warp)[2] < 1e-9
     for prompt, counts in zip(joint.PROMPTS, observed, strict=True):
@@ -171,6 +207,7 @@ def test_a_method_registered_today_is_certified_and_a_wrong_one_fails(monkeypatc
     assert set(checks[checks.verdict == "fail"].level) == {1, 2}
     assert (checks[(checks.level == 2) & (checks.setting == "T = 1")].p_value.dropna() < 1e-9).all()
     assert (checks[checks.setting == "T = 0"].verdict == "pass").all()
+    assert checks.mutant.sum() == 3, "a method that nobody knows has mutants too"
     out = capsys.readouterr().out
     assert "**FAILED**" in out
     assert "| New" in out

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 
 from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.experiment.compose import AXES, CONFIGS, compose, row_configs
+from rsdbench.experiment.dataset_settings import check_dataset_settings
 from rsdbench.experiment.grid import points_of
-from rsdbench.experiment.tasks import check_dataset_settings
 
 TABLE = {
     "sd": {6: ["6"], 10: ["10"], 14: ["14"], 21: ["21"], 30: ["30"]},

@@ -157,7 +157,7 @@ def test_no_prompts_give_no_tokens(pairs):
     [
         ({"method": "medusa"}, "unknown method 'medusa': choose from ar, sd, spectr, rsd_c, rsd_s"),
         ({"structure": "3-2"}, "structure '3-2' is not of the form '2x3'"),
-        ({"structure": None}, "needs a structure of the form '2x3'"),
+        ({"structure": 2.5}, "needs a structure of the form '2x3'"),
         ({"structure": "0x3"}, "not of the form"),
         ({"temperature": -0.1}, "temperature must be a number >= 0"),
         ({"temperature": float("nan")}, "temperature must be a number >= 0"),

@@ -101,7 +101,7 @@ def test_a_part_of_a_grid_is_drawn():
     assert len(figure.axes) == 12
     assert not chart(figure, 0, "token rate").get_lines()[:-1], "nothing but AR's line"
     assert {line.get_label() for line in chart(figure, 1, "MBSU").get_lines() if line.get_label()[0] != "_"} == {
-        "RSD-S (ours)", "Newcomer"
+        "RSD-S", "Newcomer"
     }  # fmt: skip
     assert list(chart(figure, 2, "MBSU").get_xticks()) == [6]
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from rsdbench import UsageError
 from rsdbench.engine.checkpoints import MODELS
-from rsdbench.experiment.compose import CONFIGS
+from rsdbench.experiment.compose import compose
 from rsdbench.experiment.hub_datasets import hub_split
 from rsdbench.experiment.plan import planned_rows, prepare
 from rsdbench.experiment.runner import run_row
@@ -24,7 +24,7 @@ from tests.commands import ROOT, cells
 from tests.hub import local_hub
 from tests.test_splits import write_parquet
 
-WMT, XSUM = (OmegaConf.load(CONFIGS / "dataset" / f"{name}.yaml") for name in ("wmt", "xsum"))
+WMT, XSUM = (compose(["experiment=paper", f"dataset={name}"])[0].dataset for name in ("wmt", "xsum"))
 COMMIT = "c" * 40
 CONVERTED = "refs/convert/parquet"
 TRANSLATIONS = [{"translation": {"de": f"Satz Nummer {i}.", "en": f"Sentence {i}."}} for i in range(9)]
@@ -224,7 +224,7 @@ def test_the_papers_grid_runs_from_an_offline_hub_cache(home):
         f"results={home / 'r'}",
     ])  # fmt: skip
     prepare(rows)
-    assert run_row(planned.row, planned.results, Mock()) == {}
+    assert run_row(planned.row, planned.cells, planned.results, Mock()) == {}
     frame = pd.concat([pd.read_parquet(file) for file in cells(home / "r")])
     articles = {row["id"]: row for row in ARTICLES}
     for _, pass_ in frame.groupby(["method", "phase", "turn"]):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from rsdbench import UsageError
 from rsdbench.engine.checkpoints import MODELS
-from rsdbench.experiment.compose import CONFIGS
+from rsdbench.experiment.compose import CONFIGS, compose
 from rsdbench.experiment.prompts import encode_prompt
 from rsdbench.experiment.tasks import answer_text, check_dataset, dataset_content, load_examples, stop_tokens
 
@@ -24,8 +24,8 @@ def tokenizer():
 
 
 def dataset(base="debian-synopsis", **changes):
-    config = OmegaConf.load(CONFIGS / "dataset" / f"{base}.yaml")
-    return OmegaConf.merge(config, {"num_prompts": 5, **changes})
+    config = compose([f"dataset={base}"])[0].dataset
+    return OmegaConf.merge(config, {"num_prompts": 5, "max_prompt_tokens": 160, **changes})
 
 
 def write(file, rows):
@@ -46,12 +46,16 @@ def xsum(folder, rows, kind="jsonl", **changes):
     return dataset("xsum", path=write(folder / f"xsum.{kind}", rows), num_prompts=len(rows), **changes)
 
 
+def ids_of(tokenizer):
+    return lambda text: tokenizer(text).input_ids
+
+
 def text(tokenizer, example):
     return tokenizer.decode(example.prompt, skip_special_tokens=True)
 
 
 def test_a_prompt_that_fits_is_whole(tokenizer):
-    ids, cut = encode_prompt(tokenizer, "German: {source}\nEnglish:", "Ein kurzer Satz.", 100)
+    ids, cut = encode_prompt(ids_of(tokenizer), "German: {source}\nEnglish:", "Ein kurzer Satz.", 100)
     assert cut == 0
     assert tokenizer.decode(ids, skip_special_tokens=True) == "German: Ein kurzer Satz.\nEnglish:"
 
@@ -59,7 +63,7 @@ def test_a_prompt_that_fits_is_whole(tokenizer):
 @pytest.mark.parametrize("cut", ["proportional", "longest"])
 def test_a_long_source_is_cut_at_its_end_and_nothing_else_is(tokenizer, cut):
     source = "word " * 500
-    ids, lost = encode_prompt(tokenizer, "Text: {source}\nSummary:", source, 60, "Be brief.\n\n", cut)
+    ids, lost = encode_prompt(ids_of(tokenizer), "Text: {source}\nSummary:", source, 60, "Be brief.\n\n", cut)
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert 50 <= len(ids) <= 60
     assert text.startswith("Be brief.\n\nText: word word")
@@ -72,18 +76,18 @@ def test_the_longest_cut_loses_no_character_that_fits(tokenizer):
     for _ in range(20):
         source = "".join(random.choice(["der ", "Brücke", "\n", "12.5", "  ", "x", "日本"]) for _ in range(300))
         room = random.randint(20, 150)
-        ids, lost = encode_prompt(tokenizer, "{source}\nSummary:", source, room, cut="longest")
+        ids, lost = encode_prompt(ids_of(tokenizer), "{source}\nSummary:", source, room, cut="longest")
         kept = len(source) - lost
         assert ids == tokenizer(source[:kept] + "\nSummary:").input_ids
         assert len(ids) <= room < len(tokenizer(source[: kept + 1] + "\nSummary:").input_ids)
-        assert lost <= encode_prompt(tokenizer, "{source}\nSummary:", source, room)[1]
+        assert lost <= encode_prompt(ids_of(tokenizer), "{source}\nSummary:", source, room)[1]
 
 
 def test_a_template_that_leaves_no_room_is_refused(tokenizer):
     with pytest.raises(UsageError, match="the prompt template alone takes"):
-        encode_prompt(tokenizer, "A rather long instruction: {source}\nSummary:", "text", 5)
+        encode_prompt(ids_of(tokenizer), "A rather long instruction: {source}\nSummary:", "text", 5)
     with pytest.raises(UsageError, match="the prompt template with its instruction and examples takes"):
-        encode_prompt(tokenizer, "{source}:", "text", 5, "A rather long instruction.\n\n")
+        encode_prompt(ids_of(tokenizer), "{source}:", "text", 5, "A rather long instruction.\n\n")
 
 
 def test_long_articles_leave_room_for_new_tokens_and_tree(tokenizer, tmp_path):
@@ -172,7 +176,7 @@ def test_cells_of_earlier_versions_keep_their_names(tmp_path):
         ({"path": "nothing"}, "no dataset 'nothing'"),
         ({"path": "/no/where.parquet"}, "no dataset"),
         ({"path": "someone/something"}, "'someone/something' is not on disk, and HF_HUB_OFFLINE is set: get it with"),
-        ({"path": None}, "dataset.path must be a text, not 'None'"),
+        ({"path": None}, "dataset 'debian-synopsis' lacks \"dataset.path="),
         ({"stop": "never"}, "dataset.stop must be one of eos, line, sentence, not 'never'"),
         ({"cut": "short"}, "dataset.cut must be one of proportional, longest"),
         ({"metric": "rouge9"}, "dataset.metric must be one of bleu, rouge2"),

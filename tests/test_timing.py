@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rsdbench.engine import clock
 from rsdbench.experiment import metrics
 from rsdbench.experiment.plan import planned_rows
-from rsdbench.experiment.points import COLUMNS, with_steady_times
+from rsdbench.experiment.results import COLUMNS, with_steady_times
 from rsdbench.experiment.runner import RowRunner, place
 from rsdbench.experiment.timing import OFF, RETAKES, Reference, Turn, take, without_stalls
 

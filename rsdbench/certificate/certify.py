@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
+from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
 import torch
+from scipy.optimize import brentq
+from scipy.stats import chi2, ncx2
 
 from rsdbench.certificate.enumeration import rules_alone
 from rsdbench.certificate.evidence import Done, Evidence
 from rsdbench.certificate.joint import WARPS, Greedy, JointLaw, Reproducible, structures
-from rsdbench.certificate.mutants import MUTANTS
+from rsdbench.certificate.mutants import mutants
 from rsdbench.certificate.shipped import shipped_rows
 from rsdbench.engine.methods import METHODS, get_method
 from rsdbench.engine.models import quiet_libraries
 from rsdbench.errors import UsageError
 
 ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by all p-values (Bonferroni)
+LEVELS = (1, 2, 3)
 SAMPLES, LEAST_SAMPLES = 200_000, 20_000
+POWER = 0.95
 MUTANT_P = 1e-9  # a mutant must be less likely than this to be lossless
 MUTANT_SAMPLES = 12_000  # fewer than the methods have: what is rejected with these is rejected with more
 
 
-def gather(methods: list[str], samples: int, seed: int) -> list[Evidence]:
-    """All that is to be checked, long pieces first.
+def gather(methods: list[str], samples: int, seed: int, levels: Collection[int] = LEVELS) -> list[Evidence]:
+    """All that is to be checked at some levels, long pieces first. The mutants belong to level 2.
 
     Raises:
         UsageError: an unknown method, a negative seed, or too few samples for the tests to have power.
@@ -49,13 +55,17 @@ def gather(methods: list[str], samples: int, seed: int) -> list[Evidence]:
         for structure in structures(method)
     ]
     pairs = [(method, structure) for method in methods for structure in structures(method)]
-    return [
-        *shipped_rows(methods, copies=max(20, samples // 2_000), texts=max(4, samples // 16_000), seed=seed),
+    engine = [
         *joint,
-        *(JointLaw(m.method, m.structure, m.warp, MUTANT_SAMPLES, seed, m) for m in MUTANTS if m.method in methods),
+        *(JointLaw(m.method, m.structure, m.warp, MUTANT_SAMPLES, seed, m) for m in mutants(methods)),
         *(Greedy(*pair) for pair in pairs),
         *(Reproducible(*pair, seed) for pair in pairs),
-        *rules_alone(methods, seed),
+    ]
+    copies, texts = max(20, samples // 2_000), max(4, samples // 16_000)
+    return [
+        *(shipped_rows(methods, copies=copies, texts=texts, seed=seed) if 3 in levels else []),
+        *(engine if 2 in levels else []),
+        *(rules_alone(methods, seed) if 1 in levels else []),
     ]
 
 
@@ -103,7 +113,10 @@ def start_worker(methods: dict[str, Any]) -> None:
 
 
 def conclude(evidence: list[Evidence], done: list[Done]) -> pd.DataFrame:
-    """One row a check, with its verdict: pass or fail; for a mutant, rejected or missed. seconds: of one core."""
+    """One row a check, with its verdict: pass or fail; for a mutant, rejected or missed. seconds: of one core.
+
+    finds: the deviation from which on the check would have failed with a probability of 95 %, as `found_from`.
+    """
     rows = []
     by_place = {(x.evidence, x.part): x for x in done}
     for i, own in enumerate(evidence):
@@ -118,8 +131,30 @@ def conclude(evidence: list[Evidence], done: list[Done]) -> pd.DataFrame:
     likely = checks.p_value >= checks.bound
     good = likely.where(checks.p_value.notna(), checks.statistic <= checks.bound)
     checks["verdict"] = good.map({True: "pass", False: "fail"})
+    checks["finds"] = [found_from(check) for check in checks.itertuples()]
     checks.loc[checks.mutant, "verdict"] = (checks.p_value < checks.bound).map({True: "rejected", False: "missed"})
     return checks.sort_values(["mutant", "level"], kind="stable", ignore_index=True)
+
+
+def found_from(check: Any) -> float:
+    """The smallest deviation that a check finds with a probability of `POWER`.
+
+    Of a chi-square test: total variation between two laws whose probabilities differ by the same share, up or down. Of
+    a difference of scores: points. Of an exact check: its bound. NaN for mutants.
+    """
+    if check.mutant:
+        return float("nan")
+    if pd.isna(check.p_value):
+        return float(check.bound)
+    if pd.isna(check.freedom):
+        spread = (check.high - check.low) / 2 / NormalDist().inv_cdf(0.975)
+        return spread * (NormalDist().inv_cdf(1 - check.bound / 2) + NormalDist().inv_cdf(POWER))
+    if check.freedom < 1:
+        return float("nan")
+    critical = chi2.isf(check.bound, check.freedom)
+    distance = brentq(lambda x: ncx2.sf(critical, check.freedom, x) - POWER, 1e-9, 20 * critical)
+    samples = check.samples / (2 if check.level == 3 else 1)  # against a sample, not against a law
+    return float(min(1.0, math.sqrt(distance / samples) / 2))
 
 
 def failed(checks: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,14 @@
 """Ways to be wrong that have been seen or are easy to fall into. Level 2 must reject every one of them.
 
+Some can befall any method, one of a user's own too; others belong to a method that ships.
+
 Each mutant is a context manager that replaces a piece of the engine from outside; the engine knows nothing of them.
 Most of them raise block efficiency, which is why a benchmark that does not look for them would be misled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,12 +20,11 @@ from torch import Tensor
 
 from rsdbench.engine import decode, lane, randomness
 from rsdbench.engine.drafting import Drafting, Level
-from rsdbench.engine.methods import METHODS
+from rsdbench.engine.methods import METHODS, get_shape
 from rsdbench.engine.tree import TreeShape
 from rsdbench.engine.walk import Outcome
 from rsdbench.rules import Rule, Verdict
 from rsdbench.rules.k_seq import k_seq
-from rsdbench.rules.recursive_rejection import recursive_rejection
 from rsdbench.sampling.laws import Warp
 
 T1, SHARP = Warp(), Warp(0.3, 0.9)
@@ -35,7 +36,7 @@ class Mutant:
 
     description: str
     method: str
-    structure: str
+    structure: str | None
     warp: Warp
     broken: Callable[[], AbstractContextManager]
 
@@ -90,17 +91,29 @@ def noise_drawn_once() -> Iterator[None]:
         yield
 
 
-def sharper_q(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
-    """Recursive rejection that is told a q at half the temperature that the drafts were drawn at."""
+@contextmanager
+def with_broken_rule(method: str, broken: Callable[..., Verdict]) -> Iterator[None]:
+    """`method` verifies with `broken`, which is given its own rule first."""
+    with with_rule(method, partial(broken, METHODS[method].rule)):
+        yield
+
+
+def sharper_q(rule: Rule, p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """A rule that is told a q at half the temperature that the drafts were drawn at."""
     squared = q * q
-    return recursive_rejection(p, squared / squared.sum(-1, keepdim=True), drafts, present)
+    return rule(p, squared / squared.sum(-1, keepdim=True), drafts, present)
 
 
-def not_renormalised(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
-    """Recursive rejection in which the draft law keeps its mass when siblings leave it."""
+def residual_is_p(rule: Rule, p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """A rule after whose rejections the token comes from p itself: what the drafts have taken is counted twice."""
+    return Verdict(rule(p, q, drafts, present).accept, p)
+
+
+def not_renormalised(rule: Rule, p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
+    """A rule applied draft by draft, in which the draft law keeps its mass when siblings leave it."""
     accept, residual = [], p
     for x, here in zip(drafts.split(1, 1), present.split(1, 1), strict=True):
-        step = recursive_rejection(residual, q, x, here)
+        step = rule(residual, q, x, here)
         accept.append(step.accept)
         residual = step.residual
         q = torch.where(here, q.scatter(1, x, 0.0), q)
@@ -169,17 +182,38 @@ def by_probability(level: Level, log_q: Tensor) -> Tensor:
 
 
 TOKEN_ID, PROBABILITY = "siblings in token-id order", "siblings in probability order"
-MUTANTS = (
-    Mutant(TOKEN_ID, "rsd_c", "3-1", T1, partial(with_drafting, "rsd_c", by_id)),
-    Mutant(TOKEN_ID, "rsd_s", "3x2", T1, partial(with_drafting, "rsd_s", by_id)),
+STALE = "noise drawn once and reused in every block"
+OWN = (
     Mutant(PROBABILITY, "rsd_c", "3-1", T1, partial(with_drafting, "rsd_c", by_probability)),
     Mutant(PROBABILITY, "rsd_s", "3x2", T1, partial(with_drafting, "rsd_s", by_probability)),
-    Mutant("noise drawn once and reused in every block", "rsd_s", "3x2", SHARP, noise_drawn_once),
-    Mutant("q at another temperature than the drafts'", "sd", "6", T1, partial(with_rule, "sd", sharper_q)),
-    Mutant("residual not renormalised over removed siblings", "rsd_c", "3-1", T1,
-           partial(with_rule, "rsd_c", not_renormalised)),
     Mutant("bonus token from the untempered law", "rsd_c", "2-2", SHARP, untempered_bonus),
     Mutant("K-SEQ with the initial K at every level", "spectr", "3x2", T1,
            partial(with_rule, "spectr", initial_number)),
     Mutant("cache rows of a rejected branch left visible", "sd", "6", T1, rejected_rows_visible),
 )  # fmt: skip
+
+
+def mutants(methods: Iterable[str]) -> list[Mutant]:
+    """All that these methods must be told from: what can befall any method, and what belongs to one that ships."""
+    methods = list(methods)
+    return [m for name in methods for m in generic(name)] + [m for m in OWN if m.method in methods]
+
+
+def generic(method: str) -> list[Mutant]:
+    """Ways for any method to be wrong, of those that make a difference to it."""
+    drafting = METHODS[method].drafting
+    stale = Mutant(STALE, method, None, SHARP, noise_drawn_once)  # at T = 1 blocks of many tokens hardly show it
+    if not drafting.structures:
+        return [stale]
+    smallest = drafting.structures[min(drafting.structures)]
+    structure = max(smallest, key=lambda s: max(get_shape(method, s).fanouts))
+    broken = {"q at another temperature than the drafts'": sharper_q, "residual is p itself": residual_is_p}
+    siblings = max(get_shape(method, structure).fanouts) > 1 and not drafting.replacement
+    if siblings:
+        broken["residual not renormalised over removed siblings"] = not_renormalised
+    made = [
+        Mutant(text, method, structure, T1, partial(with_broken_rule, method, rule)) for text, rule in broken.items()
+    ]
+    if siblings:
+        made.append(Mutant(TOKEN_ID, method, structure, T1, partial(with_drafting, method, by_id)))
+    return [replace(stale, structure=structure), *made]

@@ -40,7 +40,7 @@ def summary(checks: pd.DataFrame) -> pd.DataFrame:
             {
                 "level": level, "method": METHODS[method].label, "structure": structure, "check": check,
                 "setting": setting, "samples": f"{own.samples.sum():,}", "statistic": statistic_text(worst, len(own)),
-                "bound": bound_text(worst), "verdict": verdict(own), "mutant": mutant,
+                "bound": bound_text(worst), "would find": finds_text(own), "verdict": verdict(own), "mutant": mutant,
             }
         )  # fmt: skip
     return pd.DataFrame(lines)
@@ -65,6 +65,16 @@ def statistic_text(check: pd.Series, alike: int) -> str:
     return text if alike == 1 else f"{text}, worst of {alike}"
 
 
+def finds_text(checks: pd.DataFrame) -> str:
+    """The deviation that alike checks would have found, of the weakest of them."""
+    weakest = checks.loc[checks.finds.idxmax()] if checks.finds.notna().any() else None
+    if weakest is None:
+        return "-"
+    if pd.isna(weakest.p_value):
+        return "any" if weakest.bound == 0 else f"{weakest.finds:g}"
+    return f"TV {weakest.finds:.2g}" if pd.notna(weakest.freedom) else f"{weakest.finds:.1f} points"
+
+
 def bound_text(check: pd.Series) -> str:
     """What the statistic had to keep to."""
     if check.mutant:
@@ -77,19 +87,20 @@ def markdown(checks: pd.DataFrame, provenance: dict[str, str], seconds: float) -
     bad, mutants = failed(checks), checks[checks.mutant]
     honest = checks[~checks.mutant]
     engine = checks[(checks.level == 2) & checks.p_value.notna()]
-    rate = engine.samples.sum() / engine.seconds.sum()
+    sampled = f"; {engine.samples.sum():,} continuations of the tiny model" if len(engine) else ""
+    sampled += f", {engine.samples.sum() / engine.seconds.sum():,.0f} a second on one core" if len(engine) else ""
     lines = summary(checks)
     versions = ", ".join(f"{key} {provenance[key]}" for key in ("rsdbench", "torch", "transformers", "python"))
     parts = [
         "# Certificate of losslessness",
         f"**{'FAILED' if len(bad) else 'Passed'}**: {len(honest)} checks, {len(failed(honest))} failed; "
-        f"{len(mutants)} mutants, {len(failed(mutants))} missed.",
-        f"{versions}; commit {provenance['git_commit'][:12] or 'unknown'}, code {provenance['code']}; seed "
+        f"{power_text(mutants)}.",
+        f"{versions}; commit {short(provenance['git_commit'])}, code {provenance['code']}; seed "
         f"{provenance['seed']}; {provenance['started']}; {provenance['device']}, {provenance['dtype']}.",
-        f"`{provenance['command']}`: {seconds:.0f} s; {engine.samples.sum():,} continuations of the tiny model, "
-        f"{rate:,.0f} a second on one core.",
+        f"`{provenance['command']}`: {seconds:.0f} s{sampled}.",
         f"All p-values together fail by chance with probability {ALPHA:g} if every method is lossless (Bonferroni). "
-        "Of checks that are alike, the worst is shown; all are in `certificate.parquet`.",
+        "Of checks that are alike, the worst is shown; all are in `certificate.parquet`. What a check would find, it "
+        "finds with a probability of 95 %: TV is the total variation between laws, points are of a score.",
     ]
     for level, title in LEVELS.items():
         own = lines[(lines.level == level) & ~lines.mutant].drop(columns=["level", "mutant"])
@@ -101,6 +112,19 @@ def markdown(checks: pd.DataFrame, provenance: dict[str, str], seconds: float) -
         own = lines[lines.mutant].drop(columns=["level", "mutant"]).rename(columns={"check": "what is broken"})
         parts += ["## Power", "The level 2 tests on code that is broken on purpose.", own.to_markdown(index=False)]
     return "\n\n".join(parts) + "\n"
+
+
+def power_text(mutants: pd.DataFrame) -> str:
+    """What the mutants say of the checks."""
+    if mutants.empty:
+        return "no mutants were tried, which level 2 does: whether an error would have been found is not known"
+    return f"{len(mutants)} mutants, {len(failed(mutants))} missed"
+
+
+def short(commit: str) -> str:
+    """A commit's first letters, and whether its files were changed."""
+    name, _, changed = commit.partition(" ")
+    return f"{name[:12] or 'unknown'} {changed}".rstrip()
 
 
 def acceptance(checks: pd.DataFrame) -> str:

@@ -25,6 +25,7 @@ from rsdbench.engine.products import FUSED, decompositions, shims
 from rsdbench.errors import UsageError
 
 HERE = Path(__file__)
+DIGEST = 64  # characters
 SMALL_VOCABULARY = 8192  # words up to which laws are small: a second thread or another copy of them does not count
 # patterns would put a product and its bias into one call again, which copies the bias before it multiplies
 OPTIONS = {"pattern_matcher": False}
@@ -88,9 +89,9 @@ class Recipe:
         """Load the library; build it first, if no earlier process has left it on disk.
 
         Raises:
-            UsageError: as in `build`.
+            UsageError: as in `build`; or the one on disk may be another user's.
         """
-        if self.path.exists():
+        if self.path.exists() and is_whole(self.path):
             with suppress(RuntimeError):  # a damaged file is written anew
                 return Library(self.path)
         self.build()
@@ -106,9 +107,12 @@ class Recipe:
             raise UsageError("compile=true needs a C++ compiler: install g++, set $CXX, or take compile=false")
         path = self.path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_owner(path.parent)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder, self.during():
-                self.compile(Path(folder) / path.name).replace(path)
+                sealed(self.compile(Path(folder) / path.name)).replace(path)
+        except UsageError:
+            raise
         except OSError as error:
             raise UsageError(
                 f"compiled code cannot be kept in '{path.parent}' ({error.strerror or error}): make room there, set "
@@ -141,6 +145,42 @@ def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path
     ours = [file.read_text() for file in (HERE, HERE.with_name("products.py"))]
     key = hashlib.sha256(repr((*parts, *here, *ours)).encode()).hexdigest()[:16]
     return cache_folder() / f"{name}-{key}.pt2"
+
+
+def check_owner(path: Path) -> None:
+    """See that nobody else can have put a file there: it is native code, which runs when it is loaded.
+
+    Raises:
+        UsageError: somebody can.
+    """
+    found = path.stat()
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        whose = "belongs to another user" if found.st_uid != os.getuid() else "can be written by others"
+        raise UsageError(
+            f"compiled code in '{path}' is not loaded, because it {whose}: delete it, or set $XDG_CACHE_HOME to a "
+            "folder of your own"
+        )
+
+
+def sealed(path: Path) -> Path:
+    """A library's file with a digest of its contents as the comment of the archive that it is."""
+    contents = path.read_bytes()[:-2]  # what is left out is the length of a comment, 0
+    digest = hashlib.sha256(contents).hexdigest().encode()
+    path.write_bytes(contents + len(digest).to_bytes(2, "little") + digest)
+    path.chmod(0o600)
+    return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a library's file has the contents that its digest names. A damaged one is written anew.
+
+    Raises:
+        UsageError: it, or its folder, may be another user's.
+    """
+    for own in (path.parent, path):
+        check_owner(own)
+    contents = path.read_bytes()
+    return hashlib.sha256(contents[: -2 - DIGEST]).hexdigest().encode() == contents[-DIGEST:]
 
 
 def source(thing: Any) -> str:

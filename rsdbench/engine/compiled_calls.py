@@ -15,6 +15,7 @@ from rsdbench.engine.methods import get_method, get_shape
 from rsdbench.engine.models import Pair
 from rsdbench.engine.walk import slots_of
 from rsdbench.errors import UsageError
+from rsdbench.notes import note
 from rsdbench.rules import Rule
 from rsdbench.sampling.laws import Warp
 
@@ -52,7 +53,8 @@ def grower(pair: Pair, drafting: Drafting) -> CompiledGrow | None:
     """A drafting's compiled levels, if it can be compiled."""
     try:
         return CompiledGrow(pair.drafter, drafting)
-    except UsageError:
+    except UsageError as error:
+        note(f"{type(drafting).__name__} is drafted level by level: {error}")
         return None
 
 

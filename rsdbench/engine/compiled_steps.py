@@ -18,6 +18,7 @@ from rsdbench.engine import cache, walk
 from rsdbench.engine.ahead import SMALL_VOCABULARY, Library, Recipe, source
 from rsdbench.engine.walk import Drafts, Outcome, Walk
 from rsdbench.errors import UsageError
+from rsdbench.notes import note
 from rsdbench.rules import Rule
 from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import Warp
@@ -59,7 +60,8 @@ def library_of(make: Callable[..., Recipe], *of: Any) -> Library | None:
     """The library of one of the recipes below; None, which is remembered too, where it cannot be compiled."""
     try:
         return make(*of).library()
-    except UsageError:
+    except UsageError as error:
+        note(f"a step of decoding is not compiled: {error}")
         return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -46,12 +46,27 @@ class Generation:
     block_s: list[float] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
+    @property
+    def block_efficiency(self) -> float:
+        """New tokens / target calls, over all prompts; NaN without any."""
+        return sum(map(len, self.tokens)) / sum(self.blocks) if self.blocks else float("nan")
+
+    @property
+    def acceptance_by_depth(self) -> list[float]:
+        """For each depth, in how many of all blocks a draft at that depth was accepted and kept."""
+        return [sum(depth) / sum(self.blocks) for depth in zip(*self.accepted_by_depth, strict=True)]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of the whole batch / decoding seconds, prefill not included; NaN if nothing was decoded."""
+        return sum(map(len, self.tokens)) / self.decode_s if self.decode_s else float("nan")
+
 
 def generate(
     pair: Pair,
     prompts: list[list[int]],
     method: str = "rsd_s",
-    structure: str | None = None,
+    structure: str | int | Sequence[int] | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -60,7 +75,8 @@ def generate(
 ) -> Generation:
     """Decode a batch of prompts with one method; the tokens follow the target's own law, whatever the drafter.
 
-    prompts: lists of token ids, of any lengths; structure: as in the benchmark's table, such as "6", "2x3" or "2-1-1".
+    prompts: lists of token ids, of any lengths; structure: as in the benchmark's table, such as "6", "2x3" or "2-1-1",
+    or as a number or a list of branching factors; None: the first one of the table's smallest budget.
     A sequence ends with `eos_token_id` (or any of several), after `max_new_tokens`, or when prompt and new tokens fill
     the positions that both models have. Nothing past that is kept or counted. The same seed on the same machine gives
     the same tokens.

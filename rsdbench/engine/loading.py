@@ -23,6 +23,10 @@ OWN_CODE = (
     "it needs code of its own (auto_map in its config.json), which is never run: take an architecture that "
     "transformers has"
 )
+PICKLED = (
+    "its .bin file holds more than tensors, and to read it could run any code: take a copy in safetensors, or one from "
+    "who you trust, converted on a machine that may be lost"
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def loading(name: str, folder: Path | None = None) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         reason = OWN_CODE if folder and has_own_code(folder) else one_line(error)
+        if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+            reason = PICKLED
         raise UsageError(f"model '{name}' cannot be loaded: {reason}") from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsdbench.engine.drafting import BRANCHING, NO_DRAFTS, SEQUENCE, SEQUENCES, STOCHASTIC_BEAM, Drafting, NoDrafting
+from rsdbench.engine.drafting import BRANCHING, NO_DRAFTS, SEQUENCE, SEQUENCES, STOCHASTIC_BEAM, Drafting
 from rsdbench.engine.tree import TreeShape
 from rsdbench.errors import UsageError
 from rsdbench.rules import Rule
@@ -47,15 +47,29 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def get_shape(name: str, structure: str | None) -> TreeShape:
-    """The tree shape of a method's structure; a method without drafts takes None or '0'.
+def default_structure(name: str) -> str:
+    """The first structure of the benchmark's table at its smallest budget; '0' for a method without drafts."""
+    table = get_method(name).drafting.structures
+    return next(iter(table[min(table)])) if table else "0"
+
+
+def structure_text(structure: object) -> object:
+    """A structure as text: 6 is "6", and a list of branching factors, [2, 1, 1], is "2-1-1"."""
+    if isinstance(structure, int) and not isinstance(structure, bool):
+        return str(structure)
+    if isinstance(structure, list | tuple) and structure and all(isinstance(factor, int) for factor in structure):
+        return "-".join(map(str, structure))
+    return structure
+
+
+def get_shape(name: str, structure: object = None) -> TreeShape:
+    """The tree shape of a method's structure, a text, a number or a list; None is `default_structure`.
 
     Raises:
         UsageError: unknown method, or a structure that is not of the method's form.
     """
     method = get_method(name)
-    if isinstance(method.drafting, NoDrafting):
-        structure = structure or "0"
+    structure = default_structure(name) if structure is None else structure_text(structure)
     if not isinstance(structure, str):
         raise UsageError(f"method '{name}' needs a structure of the form {method.drafting.form}, not {structure!r}")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rsdbench.engine.ahead import compiler_at_hand
+from rsdbench.engine.ahead import compiler_at_hand, name_of
 from rsdbench.engine.cache import position_limit
 from rsdbench.engine.compiled import CompiledForward, CompiledGrow
 from rsdbench.engine.drafting import Drafting
@@ -30,7 +30,7 @@ EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass
+@dataclass(repr=False)
 class Pair:
     """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
 
@@ -55,6 +55,10 @@ class Pair:
     def __post_init__(self) -> None:
         have = min(position_limit(self.target), position_limit(self.drafter))
         self.positions = min(self.positions or have, have)
+
+    def __repr__(self) -> str:
+        models = " over ".join(f"{name_of(m)} ({parameters(m):,} parameters)" for m in (self.drafter, self.target))
+        return f"Pair({models}, {self.target.dtype}, {', '.join(self.devices)}, forward: {self.forward})"
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,8 @@ from rsdbench.errors import UsageError
 from rsdbench.experiment import metrics
 from rsdbench.experiment.collect import stamps_of
 from rsdbench.experiment.compose import AXES
-from rsdbench.experiment.points import Results, unsteady_line
+from rsdbench.experiment.points import unsteady_line
+from rsdbench.experiment.results import Results
 from rsdbench.files import whole_file
 
 NAME = "metrics.parquet"
@@ -48,7 +49,8 @@ def try_to_refresh(results: Path) -> None:
     except UsageError as error:
         print(f"note: {NAME} is not up to date: {error}", file=sys.stderr)
         return
-    if line := unsteady_line(read(results / NAME)):
+    written = read(results / NAME)
+    if written is not None and (line := unsteady_line(written)):
         print(line)
 
 

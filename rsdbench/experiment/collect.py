@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment import records
+from rsdbench.experiment import progress, records
 from rsdbench.experiment.records import COLUMNS, PREFIX, BadRecord, Record
 from rsdbench.files import whole_file
 
@@ -32,6 +32,9 @@ CACHE_FROM = 200  # records newly read, for which writing the cache pays
 ROW_GROUP = 1 << 20
 
 
+Asked = list[tuple[str, str, str]]  # cells: the label of their row, method, structure
+
+
 @dataclass
 class Collection:
     """Records, one row a prompt, and what their files' metadata say."""
@@ -41,6 +44,7 @@ class Collection:
     origins: list[dict[str, str]] = field(default_factory=list)  # distinct metadata of processes
     cells: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> its row, its origin
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> size and time of its file, ns
+    asked: Asked = field(default_factory=list)  # of all runs and plans of the folder
 
     def origin_of(self, cell: str) -> dict[str, str]:
         """Where a cell comes from."""
@@ -61,7 +65,22 @@ def collect(path: Path, columns: list[str] | None = None) -> Collection:
     Raises:
         UsageError: there are none, or one is damaged or of another version.
     """
-    return read_merged(path, columns) if path.is_file() else read_folder(path, columns)
+    if path.is_file():
+        return read_merged(path, columns)
+    found = read_folder(path, columns)
+    found.asked = asked(found, progress.registered(path))
+    return found
+
+
+def asked(found: Collection, plans: list[dict[str, Any]]) -> Asked:
+    """The cells that the runs asked for that left these records, and those of plans, each once."""
+    names = {"cell_id", "row"}
+    rows = found.table.select(["cell_id", "row"]) if names <= set(found.table.column_names) else COLUMNS.empty_table()
+    first = rows.to_pandas().drop_duplicates("cell_id").set_index("cell_id").row
+    labels = {found.cells[cell][0]: label for cell, label in first.items() if cell in found.cells}
+    ran = [(label, m, s) for row, label in labels.items() for m, s, *_ in found.rows[row]["asked"]]
+    planned = [(plan["label"], cell["method"], cell["structure"]) for plan in plans for cell in plan["cells"]]
+    return list(dict.fromkeys(ran + planned))
 
 
 def read_folder(results: Path, columns: list[str] | None = None) -> Collection:
@@ -161,7 +180,7 @@ def only(whole: Collection, cells: Iterable[str]) -> Collection:
 
 def write_merged(collection: Collection, stream: BinaryIO) -> None:
     """Write a collection as one parquet file."""
-    parts = ("rows", "origins", "cells", "stamps")
+    parts = ("rows", "origins", "cells", "stamps", "asked")
     notes = {"format": FORMAT, **{part: getattr(collection, part) for part in parts}}
     table = collection.table.replace_schema_metadata({MERGED: json.dumps(notes)})
     pq.write_table(table, stream, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
@@ -184,7 +203,9 @@ def read_merged(path: Path, columns: list[str] | None = None) -> Collection:
         raise UsageError(f"'{path}' is damaged or no parquet file: merge its folder again") from None
     cells = {cell: tuple(places) for cell, places in notes["cells"].items()}
     stamps = {cell: tuple(stamp) for cell, stamp in notes["stamps"].items()}
-    return Collection(table, notes["rows"], notes["origins"], cells, stamps)
+    made = Collection(table, notes["rows"], notes["origins"], cells, stamps)
+    made.asked = [tuple(cell) for cell in notes.get("asked", [])] or asked(made, [])
+    return made
 
 
 def read_cache(path: Path, columns: list[str]) -> Collection:

@@ -21,6 +21,7 @@ from rsdbench.experiment.tasks import check_dataset
 PACKAGE = Path(__file__).resolve().parents[1]
 # inside an installed package, or beside it in a checkout
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+CUSTOM = "custom"  # the choice of an axis that the user gives a path
 AXES = {"drafter": "drafters", "target": "targets", "dataset": "datasets"}
 
 
@@ -36,11 +37,30 @@ def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     with open_dict(config):
         del config.hydra
     OmegaConf.resolve(config)
+    for axis in AXES:
+        fill_in(config[axis])
     return config, choices
+
+
+def fill_in(chosen: DictConfig) -> None:
+    """What a choice of an axis leaves open follows from the rest: the name from the path, the label from the name.
+
+    A "\\n" in a prompt's texts, as shells pass it on, is a new line.
+    """
+    if chosen.name is None:
+        path = Path(str(chosen.path or CUSTOM))
+        chosen.name = path.stem if "template" in chosen else path.name
+    if "label" in chosen and chosen.label is None:
+        chosen.label = chosen.name
+    for key in ("template", "instruction"):
+        if isinstance(chosen.get(key), str):
+            chosen[key] = chosen[key].replace("\\n", "\n")
 
 
 def row_jobs(overrides: list[str]) -> list[tuple[list[str], DictConfig]]:
     """The rows that a job runs: every value of an axis that is left at `all`, each row composed anew.
+
+    An axis that is left there, but has a path, is one model or dataset of the user's own.
 
     overrides: the job's own, so that what the user changes on an axis applies to each of its values.
     Returns each row's own overrides, which compose that row alone, and its configuration.
@@ -51,7 +71,7 @@ def row_jobs(overrides: list[str]) -> list[tuple[list[str], DictConfig]]:
     config, choices = compose(overrides)
     values = []
     for axis, axes in AXES.items():
-        chosen = choices[axis]
+        chosen = CUSTOM if choices[axis] == "all" and config[axis].path is not None else choices[axis]
         alias = OmegaConf.to_container(config.dataset_alias) if axis == "dataset" else {}
         if chosen == "all" and not config.grid[axes]:
             raise UsageError(f"experiment '{config.name}' has no list of {axes}: choose one with {axis}=NAME")

@@ -46,7 +46,7 @@ def structures_of(config: DictConfig, method: str, budget: Any) -> list[str]:
     Raises:
         UsageError: there are none, or one has another number of nodes than the budget.
     """
-    own: Mapping = (config.structures or {}).get(method, {})
+    own: Mapping = own_structures(config).get(method, {})
     table = get_method(method).drafting.structures
     chosen = own.get(budget, own.get(str(budget))) or table.get(budget)
     if not chosen:
@@ -63,6 +63,23 @@ def structures_of(config: DictConfig, method: str, budget: Any) -> list[str]:
                 "they must be equal"
             )
     return [str(s) for s in chosen][: config.max_structures]
+
+
+def own_structures(config: DictConfig) -> Mapping:
+    """The structures that a configuration names in place of the table's.
+
+    Raises:
+        UsageError: they are not by method and budget.
+    """
+    own = config.structures or {}
+    if not isinstance(own, Mapping) or not all(
+        isinstance(budgets, Mapping) and all(isinstance(s, ListConfig) for s in budgets.values())
+        for budgets in own.values()
+    ):
+        raise UsageError(
+            f"structures must be lists by method and budget, such as {{rsd_s: {{12: [4x3]}}}}, not '{own}'"
+        )
+    return own
 
 
 def check_settings(config: DictConfig) -> None:

@@ -51,6 +51,24 @@ def ratio(numerator: pd.Series, denominator: pd.Series) -> np.ndarray:
         return (counts @ numerator.to_numpy(float)) / (counts @ denominator.to_numpy(float))
 
 
+def prompt_sums(records: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """By cell and phase, each prompt's sums, in the order of the records."""
+    sums = ["new_tokens", "blocks", "steady_s", "ar_new_tokens", "ar_steady_s"]
+    every = records.groupby(["cell_id", "phase", "prompt_id"], sort=False)[sums].sum()
+    return {key: own.droplevel([0, 1]) for key, own in every.groupby(level=[0, 1], sort=False)}
+
+
+def resampled(metric: str, sums: pd.DataFrame, prompts: pd.Index, cost: float) -> np.ndarray:
+    """Block efficiency, MBSU or token rate of the sample and of each resample of some prompts, [1 + RESAMPLES].
+
+    sums: of a cell, as `prompt_sums`, which may lack some of the prompts; cost: as `block_cost`.
+    """
+    sums = sums.reindex(prompts, fill_value=0)
+    if metric == "token rate":
+        return ratio(sums.new_tokens, sums.steady_s) / ratio(sums.ar_new_tokens, sums.ar_steady_s)
+    return ratio(sums.new_tokens, sums.blocks) / (cost if metric == "MBSU" else 1)
+
+
 def block_efficiency(quality: pd.DataFrame) -> Estimate:
     """Generated tokens / blocks."""
     return estimate(ratio(quality.new_tokens, quality.blocks))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment import progress, records
-from rsdbench.experiment.collect import stamps_of
+from rsdbench.experiment.collect import Collection, collect, stamps_of
 from rsdbench.files import now
 
 DONE, RUNNING, FAILED, DAMAGED, MISSING = "done", "running", "failed", "damaged", "missing"
@@ -46,11 +46,13 @@ class Overview:
 
 
 def overview(results: Path) -> Overview:
-    """Look at a folder. Of a record only its ends are read, so that thousands take a moment.
+    """Look at a folder or a merged file. Of a record in a folder only its ends are read: thousands take a moment.
 
     Raises:
         UsageError: it is not a results folder.
     """
+    if results.is_file():
+        return overview_of(collect(results, ["cell_id", "row", "method", "structure"]))
     if not (results / "cells").is_dir():
         raise UsageError(f"'{results}' is no results folder: there is no '{results / 'cells'}'")
     seen = Overview()
@@ -72,8 +74,25 @@ def overview(results: Path) -> Overview:
             owner = running[cell]
             job = f", job {owner['job']}" if owner.get("job") else ""
             seen.runners[cell] = f"{owner.get('host', 'unknown host')}, process {owner.get('pid', '?')}{job}"
+    if not running:  # at work on something: else times of files say when they were copied
+        return seen
     finished = sorted(stamps[cell][1] / 1e9 for cell, state in seen.states.items() if state == DONE)
     seen.per_hour = rate(finished, now(results / "progress"))
+    return seen
+
+
+def overview_of(merged: Collection) -> Overview:
+    """What a merged file has of what was asked for."""
+    seen = Overview()
+    cells = merged.table.to_pandas().drop_duplicates("cell_id")
+    have = set()
+    for cell, *point in cells[["cell_id", "row", "method", "structure"]].itertuples(index=False):
+        have.add(tuple(point))
+        seen.places[cell], seen.states[cell] = (point[0], point[1]), DONE
+    for row, method, structure in merged.asked:
+        if (row, method, structure) not in have:
+            cell = f"{row} {method} {structure}"
+            seen.places[cell], seen.states[cell] = (row, method), MISSING
     return seen
 
 

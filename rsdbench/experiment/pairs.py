@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-from contextlib import suppress
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.engine.models import FoundPair, Pair, find_pair
 from rsdbench.errors import UsageError
+from rsdbench.notes import note
 
 HELD: dict[str, tuple[Pair, int]] = {}  # the pair of the last row job, and the tokens of a batch that it has room for
 
@@ -58,8 +58,10 @@ def free_memory() -> None:
 def prepared(pair: Pair, compile: str | bool) -> Pair:
     """A pair, compiled if it is to be."""
     if compile == "auto" and pair.can_compile:
-        with suppress(UsageError):  # a model that cannot be exported runs as it is, and its records say so
+        try:
             pair.compile()
+        except UsageError as error:  # such as a model that cannot be exported
+            note(f"the models' own forwards are used: {error}")
     elif compile is True:
         pair.compile()
     return pair

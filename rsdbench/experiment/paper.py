@@ -2,9 +2,7 @@
 
 A claim is a set of quantities, each with the region in which it must lie. It holds if all their intervals lie inside,
 fails if one of them lies wholly outside, and is undecided otherwise. Intervals are simultaneous within a claim
-(Bonferroni) at 95 %, from the Bayesian bootstrap over prompts (Rubin, Annals of Statistics 1981): exponential weights,
-one for a prompt in all cells that have it, so that what cells share cancels out of their differences. Structures are
-chosen once, on the sample, as for the figure.
+(Bonferroni) at 95 %, from the resamples of `Resampled`. Structures are chosen once, on the sample, as for the figure.
 
 Source of the claims: Jeon et al., arXiv 2402.14160, figure 3.
 """
@@ -20,22 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from rsdbench.experiment import metrics
-from rsdbench.experiment.points import METRICS, Results, best, values
-from rsdbench.experiment.scores import of_resamples
-from rsdbench.seeds import seed_from
+from rsdbench.experiment.points import best, values
+from rsdbench.experiment.resampled import ACCURACY, EFFICIENCY, LEVEL, MBSU, RATE, Resampled, Values
+from rsdbench.experiment.results import ORDER, Results
 
-RESAMPLES = 400  # the standard error of an interval's width is then 3.5 %
-LEVEL = 0.95
-EFFICIENCY, MBSU, RATE, ACCURACY = METRICS
-ORDER = ("sd", "spectr", "rsd_c", "rsd_s")  # the paper's, from the lowest curve to the highest
 RECURSIVE, OTHERS = ORDER[2:], ORDER[:2]
 TASKS = ("bleu", "rouge2")  # by what their answers are scored: WMT and XSum, or what stands for them
 ABOVE_ONE, BELOW_ONE = (1.0, np.inf), (0.0, 1.0)  # of ratios
 AT_ONE = (0.95, 1.05)
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+DIFFERS = "does not hold here"  # of models of which the paper says nothing
 
-Values = np.ndarray  # [1 + RESAMPLES]: of the sample, and of each resample
+
+Named = Iterator[tuple[str, Values | None]]  # logarithms of ratios; None where the results lack what they need
+NAMES = {"sd": "SD", "spectr": "SpecTr", "rsd_c": "RSD-C", "rsd_s": "RSD-S"}
 
 
 class Quantity(NamedTuple):
@@ -50,18 +46,23 @@ class Quantity(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence on the figure; without quantities, the results lack what it speaks of."""
+    """One sentence on the figure; without quantities, the results lack what it speaks of.
+
+    lacks: what of it; paper: whether the results are of the paper's models or their stand-ins, so that it can fail.
+    """
 
     text: str
     quantities: list[Quantity]
+    lacks: tuple[str, ...] = ()
+    paper: bool = True
 
     @property
     def verdict(self) -> str:
-        """Holds, fails or undecided."""
+        """Holds, fails (or, of others than the paper's models, differs) or undecided."""
         if not self.quantities or any(np.isnan([q.low, q.high]).any() for q in self.quantities):
             return UNDECIDED
         if any(q.low > q.wanted[1] or q.high < q.wanted[0] for q in self.quantities):
-            return FAILS
+            return FAILS if self.paper else DIFFERS
         inside = all(q.wanted[0] < q.low and q.high < q.wanted[1] for q in self.quantities)
         return HOLDS if inside else UNDECIDED
 
@@ -74,31 +75,29 @@ def claims(results: Results) -> list[Claim]:
     """
     curves = Curves(results)
     return [
-        Claim("block efficiency rises with the budget", quantities(rises(curves, EFFICIENCY), ABOVE_ONE)),
-        Claim("MBSU rises with the budget", quantities(rises(curves, MBSU), ABOVE_ONE)),
-        Claim("block efficiency: RSD-S > RSD-C > SpecTr > SD", quantities(steps(curves, EFFICIENCY), ABOVE_ONE)),
-        Claim("MBSU: RSD-S > RSD-C > SpecTr > SD", quantities(steps(curves, MBSU), ABOVE_ONE)),
-        Claim("token rate falls as the budget grows", quantities(rises(curves, RATE), BELOW_ONE)),
-        Claim("token rate falls fastest for SD", quantities(slower_falls(curves), ABOVE_ONE)),
-        Claim("accuracy stays at 1.0 (within 5 %)", quantities(levels(curves), AT_ONE)),
-        Claim("XSum lies above WMT in block efficiency", quantities(tasks(curves), ABOVE_ONE)),
-        Claim("RSD lies above SpecTr and SD for every target", quantities(advantages(curves), ABOVE_ONE)),
+        curves.claim("block efficiency rises with the budget", rises(curves, EFFICIENCY), ABOVE_ONE),
+        curves.claim("MBSU rises with the budget", rises(curves, MBSU), ABOVE_ONE),
+        curves.claim("block efficiency: RSD-S > RSD-C > SpecTr > SD", steps(curves, EFFICIENCY), ABOVE_ONE),
+        curves.claim("MBSU: RSD-S > RSD-C > SpecTr > SD", steps(curves, MBSU), ABOVE_ONE),
+        curves.claim("token rate falls as the budget grows", rises(curves, RATE), BELOW_ONE),
+        curves.claim("token rate falls fastest for SD", slower_falls(curves), ABOVE_ONE),
+        curves.claim("accuracy stays at 1.0 (within 5 %)", levels(curves), AT_ONE),
+        curves.claim("XSum lies above WMT in block efficiency", tasks(curves), ABOVE_ONE),
+        curves.claim("RSD lies above SpecTr and SD for every target", advantages(curves), ABOVE_ONE),
     ]
 
 
-class Curves:
+class Curves(Resampled):
     """The figure's points as `Values`, each computed when it is asked for."""
 
     def __init__(self, results: Results) -> None:
+        super().__init__(results)
         chosen = best(values(results))
-        self.results, self.labels = results, results.labels
+        self.labels = results.labels
         self.rows = results.cells.drop_duplicates("row").set_index("row")  # drafter, target, metric of each row
         self.budgets = sorted(set(chosen.budget))
         self.chosen = {(p.metric, p.row, p.method, p.budget): p.cell_id for p in chosen.itertuples()}
-        self.cells = dict(iter(results.records.groupby(["cell_id", "phase"])))
-        base = results.cells[results.cells.budget == 0]
-        self.base = dict(zip(base.row, base.cell_id, strict=True))  # row -> AR's cell
-        self.weights: dict[tuple[str, str], np.ndarray] = {}
+        self.lacking: dict[str, None] = {}  # what a claim asked for and is not there, as text, each once
         self.points: dict[tuple[str, str, str, int], Values | None] = {}
 
     def point(self, *key: Any) -> Values | None:
@@ -106,55 +105,30 @@ class Curves:
         if key not in self.points:
             metric, row, *rest = key
             cell = self.chosen.get((EFFICIENCY if metric == ACCURACY else metric, row, *rest))
-            functions = {EFFICIENCY: self.efficiency, MBSU: self.mbsu, RATE: self.rate, ACCURACY: self.accuracy}
-            self.points[key] = None if cell is None else functions[metric](cell)
+            self.points[key] = None if cell is None else self.metrics[metric](cell)
+        if self.points[key] is None:
+            self.lacking[self.text(*key)] = None
         return self.points[key]
 
-    def efficiency(self, cell: str) -> Values:
-        """Generated tokens / blocks."""
-        own = self.cells[cell, "quality"]
-        return self.total(own, "new_tokens") / self.total(own, "blocks")
+    def text(self, metric: str, row: str, method: str, budget: int) -> str:
+        """A point that is not there, in words: of more of them at once, where whole methods or columns lack."""
+        if method not in self.labels:
+            return NAMES[method]
+        if metric == ACCURACY and row not in self.base:
+            return f"AR in {row}"
+        if metric == RATE and not any(key[0] == RATE for key in self.chosen):
+            return "token rates"
+        return f"{NAMES[method]} at {budget} in {row}"
 
-    def mbsu(self, cell: str) -> Values:
-        """Block efficiency / (c L + 1)."""
-        first = self.cells[cell, "quality"].iloc[0]
-        return self.efficiency(cell) / metrics.block_cost(first.drafter_params, first.target_params, first.depth)
-
-    def rate(self, cell: str) -> Values:
-        """Tokens a second over AR's."""
-        own = self.cells[cell, "speed"]
-        rates = [self.total(own, f"{who}new_tokens") / self.total(own, f"{who}steady_s") for who in ("", "ar_")]
-        return rates[0] / rates[1]
-
-    def accuracy(self, cell: str) -> Values | None:
-        """Score over AR's; None without AR."""
-        own = self.cells[cell, "quality"]
-        base = self.base.get(own.row.iloc[0])
-        if base is None:
-            return None
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.score(own) / self.score(self.cells[base, "quality"])
-
-    def total(self, records: pd.DataFrame, column: str) -> Values:
-        """Weighted sums of a column."""
-        return self.weights_of(records) @ records[column].to_numpy(float)
-
-    def score(self, cell: pd.DataFrame) -> Values:
-        """Corpus BLEU or mean ROUGE-2 of one cell's answers."""
-        return of_resamples(cell.metric.iloc[0], self.results.statistics_of(cell), self.weights_of(cell))
-
-    def weights_of(self, cell: pd.DataFrame) -> np.ndarray:
-        """Weights of a cell's prompts, [1 + RESAMPLES, prompts]: a prompt of a dataset has the same in all cells."""
-        dataset = cell.dataset.iloc[0]
-        return np.stack([self.weight(dataset, prompt) for prompt in cell.prompt_id], 1)
-
-    def weight(self, dataset: str, prompt: str) -> np.ndarray:
-        """One prompt's weights, [1 + RESAMPLES]."""
-        key = (dataset, prompt)
-        if key not in self.weights:
-            drawn = np.random.default_rng(seed_from(f"{metrics.SEED} {key}")).exponential(size=RESAMPLES)
-            self.weights[key] = np.concatenate([[1.0], drawn])
-        return self.weights[key]
+    def claim(self, text: str, named: Named, wanted: tuple[float, float]) -> Claim:
+        """A claim with its quantities: of the paper's models all of them or none, of others those that there are."""
+        self.lacking = {}
+        found = list(named)
+        lacks = tuple(self.lacking)
+        if any(own is None for _, own in found) and self.results.is_papers:
+            return Claim(text, [], lacks)
+        known = [(name, own) for name, own in found if own is not None]
+        return Claim(text, quantities(known, wanted), lacks, self.results.is_papers)
 
     def mean(self, metric: str, method: str, budgets: Iterable[int], rows: Iterable[str]) -> Values | None:
         """Mean logarithm over rows and budgets; None where a point is missing."""
@@ -165,45 +139,46 @@ class Curves:
             return np.log(np.array(points)).mean(0)
 
 
-Named = Iterator[tuple[str, Values | None]]  # logarithms of ratios; None where the results lack what they need
-
-
 def rises(curves: Curves, metric: str) -> Named:
     """Each method's value at the largest budget over that at the smallest."""
     least, most = curves.budgets[0], curves.budgets[-1]
+    if most == least:
+        curves.lacking["a second budget"] = None
     for method in ORDER:
         ends = [curves.mean(metric, method, [budget], curves.rows.index) for budget in (most, least)]
-        yield f"{name(curves, method)} at {most} / at {least}", difference(*ends) if most > least else None
+        yield f"{NAMES[method]} at {most} / at {least}", difference(*ends) if most > least else None
 
 
 def steps(curves: Curves, metric: str) -> Named:
     """Each method over the one that the paper has below it, over all budgets."""
     for worse, better in itertools.pairwise(ORDER):
         both = [curves.mean(metric, method, curves.budgets, curves.rows.index) for method in (better, worse)]
-        yield f"{name(curves, better)} / {name(curves, worse)}", difference(*both)
+        yield f"{NAMES[better]} / {NAMES[worse]}", difference(*both)
 
 
 def slower_falls(curves: Curves) -> Named:
     """What is left of each method's token rate over what is left of SD's."""
     left = dict(zip(ORDER, (values for _, values in rises(curves, RATE)), strict=True))
     for method in ORDER[1:]:
-        yield f"what is left of {name(curves, method)} / of SD", difference(left[method], left["sd"])
+        yield f"what is left of {NAMES[method]} / of SD", difference(left[method], left["sd"])
 
 
 def levels(curves: Curves) -> Named:
     """Each method's accuracy over all rows and budgets."""
     for method in ORDER:
-        yield name(curves, method), curves.mean(ACCURACY, method, curves.budgets, curves.rows.index)
+        yield NAMES[method], curves.mean(ACCURACY, method, curves.budgets, curves.rows.index)
 
 
 def tasks(curves: Curves) -> Named:
     """Each method on summaries over itself on translations, with the same models."""
     pairs = [set(map(tuple, own[["drafter", "target"]].to_numpy())) for own in by_task(curves)]
     both = pairs[0] & pairs[1]
+    if not both:
+        curves.lacking["a pair on both tasks"] = None
     rows = [[r.Index for r in own.itertuples() if (r.drafter, r.target) in both] for own in by_task(curves)]
     for method in ORDER:
         means = [curves.mean(EFFICIENCY, method, curves.budgets, own) for own in rows]
-        yield name(curves, method), difference(means[1], means[0])
+        yield NAMES[method], difference(means[1], means[0])
 
 
 def by_task(curves: Curves) -> list[pd.DataFrame]:
@@ -216,12 +191,7 @@ def advantages(curves: Curves) -> Named:
     for target, own in curves.rows.sort_values("target_params").groupby("target", sort=False):
         for method, other in itertools.product(RECURSIVE, OTHERS):
             both = [curves.mean(EFFICIENCY, m, curves.budgets, own.index) for m in (method, other)]
-            yield f"{target}: {name(curves, method)} / {name(curves, other)}", difference(*both)
-
-
-def name(curves: Curves, method: str) -> str:
-    """What the figure calls a method."""
-    return curves.labels.get(method, method)
+            yield f"{target}: {NAMES[method]} / {NAMES[other]}", difference(*both)
 
 
 def difference(one: Values | None, other: Values | None) -> Values | None:
@@ -229,10 +199,9 @@ def difference(one: Values | None, other: Values | None) -> Values | None:
     return None if one is None or other is None else one - other
 
 
-def quantities(named: Named, wanted: tuple[float, float]) -> list[Quantity]:
-    """Ratios with intervals that hold together; none if the results lack a part of what the claim speaks of."""
-    found = list(named)
-    if any(values is None for _, values in found):
+def quantities(found: list[tuple[str, Values]], wanted: tuple[float, float]) -> list[Quantity]:
+    """Ratios with intervals that hold together."""
+    if not found:
         return []
     z = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / len(found))
     made = []

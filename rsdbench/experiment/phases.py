@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.points import CELL, Results
+from rsdbench.experiment.results import CELL, Results
 
 PHASES = ("draft", "target", "verify", "commit")
 OTHER = "other"  # of the decoding time: what lies between the phases

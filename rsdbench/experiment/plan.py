@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class PlannedRow:
     row: RowJob
     overrides: list[str]  # compose this row alone, from any folder
     results: Path
+    elsewhere: frozenset[str] = frozenset()  # cells of the row that another row job of the sweep runs, by id
 
     @cached_property
     def line(self) -> dict[str, Any]:
@@ -40,13 +41,13 @@ class PlannedRow:
         return {
             "format": FORMAT, "rsdbench": __version__, "code": code_hash(), "schema": SCHEMA, "row": self.row.name,
             "label": self.row.label, "results": str(self.results), "overrides": self.overrides,
-            "cells": [{"id": c.id, "method": c.method, "structure": c.structure} for c in self.row.cells],
+            "cells": [{"id": c.id, "method": c.method, "structure": c.structure} for c in self.cells],
         }  # fmt: skip
 
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
-        """The row's cells."""
-        return self.row.cells
+        """The row's cells that are its own to run."""
+        return [cell for cell in self.row.cells if cell.id not in self.elsewhere]
 
 
 def planned_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
@@ -80,7 +81,21 @@ def sweep_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
     """
     rows = [planned for job in sweep(overrides) for planned in planned_rows(job, here)]
     check_distinct(rows)
-    return rows
+    return once(rows)
+
+
+def once(rows: list[PlannedRow]) -> list[PlannedRow]:
+    """Row jobs of which no two have a cell in common: the first one keeps it, and one without any of its own goes."""
+    seen: dict[tuple[Path, Any], set[str]] = {}
+    kept = []
+    for planned in rows:  # a plan for two machines needs the same cells on each
+        machine = (OmegaConf.select(planned.row.config, "hardware") or {}).get("name")
+        known = seen.setdefault((planned.results, machine), set())
+        own = {cell.id for cell in planned.row.cells}
+        if own - known:
+            kept.append(replace(planned, elsewhere=frozenset(own & known)))
+        known |= own
+    return kept
 
 
 def anchored(overrides: list[str], config: DictConfig, results: Path) -> list[str]:
@@ -128,9 +143,20 @@ def check_distinct(rows: list[PlannedRow]) -> None:
             if other.id != cell.id:
                 raise UsageError(
                     f"two configurations of {cell.name} would go to '{planned.results}': they differ in "
-                    f"{differences(other.config, cell.config)}; give each its own folder, such as "
-                    "'results=results/${name}-${seed}'"
+                    f"{differences(other.config, cell.config)}; {remedy(other.config, cell.config)}"
                 )
+
+
+def remedy(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """How two configurations that differ can stand beside each other."""
+    keys = [key for key in one if one[key] != other.get(key)]
+    axes = [key for key in keys if key in ("drafter", "target", "dataset")]
+    if axes:
+        return f"give each {axes[0]} a name of its own with {axes[0]}.name=NAME"
+    first, value = keys[0], one[keys[0]]
+    if isinstance(value, dict):
+        first += "." + next(key for key in value if value[key] != other[first].get(key))
+    return f"give each its own folder, such as 'results=results/${{name}}-${{{first}}}'"
 
 
 def check_folder(rows: list[PlannedRow]) -> None:
@@ -199,9 +225,11 @@ def read_task(file: Path, task: int) -> PlannedRow:
             found = line.get(key)
             raise UsageError(f"manifest '{file}' was planned by {key} {found}, and this is {key} {mine}: {again}")
     rows = planned_rows(line.get("overrides", []))
-    if len(rows) != 1 or rows[0].line["cells"] != line.get("cells"):
+    listed = [cell["id"] for cell in line.get("cells", [])]
+    own = [replace(row, elsewhere=frozenset({c.id for c in row.cells} - set(listed))) for row in rows]
+    if len(own) != 1 or own[0].line["cells"] != line.get("cells"):
         raise UsageError(
             f"task {task} of manifest '{file}' no longer gives the cells that were planned: its configuration, models "
             f"or data have changed since; {again}"
         )
-    return rows[0]
+    return own[0]

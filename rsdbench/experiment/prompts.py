@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from rsdbench.errors import UsageError
 
@@ -12,9 +11,14 @@ TREE_POSITIONS = 32  # kept free behind a prompt's new tokens, whichever structu
 
 
 def encode_prompt(
-    tokenizer: Any, template: str, source: str, max_tokens: int, lead: str = "", cut: str = "proportional"
+    encoded: Callable[[str], list[int]],
+    template: str,
+    source: str,
+    max_tokens: int,
+    lead: str = "",
+    cut: str = "proportional",
 ) -> tuple[list[int], int]:
-    """Fill `template` (it contains "{source}"), put `lead` before it, and tokenise; a long source is cut at its end.
+    """Fill `template` (it contains "{source}"), put `lead` before it, and encode it; a long source is cut at its end.
 
     cut: "longest" keeps as much of the source as fits; "proportional" shortens it by the share of tokens that are too
     many until it fits, and cuts some characters more. Nothing but the source is cut.
@@ -25,7 +29,7 @@ def encode_prompt(
     """
 
     def encode(length: int) -> list[int]:
-        return tokenizer(lead + template.replace("{source}", source[:length])).input_ids
+        return encoded(lead + template.replace("{source}", source[:length]))
 
     ids = encode(len(source))
     if len(ids) <= max_tokens:

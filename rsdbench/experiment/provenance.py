@@ -53,14 +53,21 @@ def code_hash() -> str:
 
 
 def git_commit() -> str:
-    """The commit of the checkout that this package runs from; "" outside of one."""
+    """The commit of the checkout that this package runs from, and "dirty" if its files differ from it; "" outside."""
+    commit = git("rev-parse", "HEAD")
+    changed = commit and git("status", "--porcelain", "--untracked-files=no", "--", str(PACKAGE))
+    return f"{commit} dirty" if changed else commit
+
+
+def git(*arguments: str) -> str:
+    """What git says of this package's folder; "" if it says nothing."""
     try:
         ran = subprocess.run(
-            ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return ran.stdout.strip()
+    return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
 def slurm_job() -> str:

@@ -54,7 +54,7 @@ COLUMNS = pa.schema(
         ("steady", pa.bool_()),  # speed phase: whether AR took the time that it takes in the row's other turns
         ("text", pa.string()),
         ("reference", pa.string()),
-        ("metric", pa.string()),  # bleu or rouge2
+        ("metric", pa.string()),  # a name of `scores.SCORES`
         ("score_statistics", pa.list_(pa.float64())),  # of this answer; a cell's score follows from their sums
         ("drafter_params", pa.int64()),
         ("target_params", pa.int64()),

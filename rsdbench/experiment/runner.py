@@ -23,11 +23,10 @@ from rsdbench.experiment.cells import Cell, RowJob
 from rsdbench.experiment.claims import Claim
 from rsdbench.experiment.metrics import token_rate
 from rsdbench.experiment.pairs import found_pair, free_memory, pair_of
-from rsdbench.experiment.points import with_steady_times
 from rsdbench.experiment.prompts import TREE_POSITIONS
 from rsdbench.experiment.provenance import provenance
-from rsdbench.experiment.scores import SCORES
-from rsdbench.experiment.tasks import Example, answer_text, load_examples, stop_tokens
+from rsdbench.experiment.results import with_steady_times
+from rsdbench.experiment.tasks import Example, answer_text, load_examples, statistics, stop_tokens
 from rsdbench.experiment.timing import Reference, Taken, Turn, take
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 8, 2
@@ -155,7 +154,7 @@ class RowRunner:
     ) -> dict[str, Any]:
         """One prompt's row of a cell, without times."""
         config, tokens = self.config, out.tokens[i]
-        text, metric = answer_text(tokens, self.pair.tokenizer), config.dataset.metric
+        text, data = answer_text(tokens, self.pair.tokenizer, config.dataset.answer), config.dataset
         return {
             "cell_id": cell.id, "experiment": config.name, "row": self.row.label, "drafter": config.drafter.name,
             "target": config.target.name, "dataset": config.dataset.name, "method": cell.method,
@@ -163,8 +162,8 @@ class RowRunner:
             "depth": get_shape(cell.method, cell.structure).depth, "seed": config.seed, "prompt_id": example.id,
             "phase": phase, "turn": turn, "prompt_tokens": len(example.prompt), "source_cut": example.cut,
             "new_tokens": len(tokens), "blocks": out.blocks[i], "accepted_by_depth": out.accepted_by_depth[i],
-            "tokens": tokens, "text": text, "reference": example.reference, "metric": metric,
-            "score_statistics": list(SCORES[metric].statistics(text, example.reference)),
+            "tokens": tokens, "text": text, "reference": example.reference, "metric": data.metric,
+            "score_statistics": statistics(data, text, example.reference),
             "drafter_params": self.drafter_params, "target_params": self.target_params,
             "temperature": config.decode.temperature, "top_p": config.decode.top_p,
             "max_new_tokens": config.decode.max_new_tokens,
@@ -219,15 +218,15 @@ class Watcher(Protocol):
         """So many cells are left, and other processes run them all."""
 
 
-def run_row(row: RowJob, results: Path, watcher: Watcher) -> dict[Cell, str]:
-    """Run the cells of a row job that have no record yet; cells that another process runs come last, if at all.
+def run_row(row: RowJob, cells: list[Cell], results: Path, watcher: Watcher) -> dict[Cell, str]:
+    """Run those cells of a row job that have no record yet; what another process runs comes last, if at all.
 
     Returns the reason of each cell that failed.
 
     Raises:
         UsageError: the models, the data or the results folder cannot be used.
     """
-    missing = [cell for cell in row.cells if not records.is_done(cell, results)]
+    missing = [cell for cell in cells if not records.is_done(cell, results)]
     failed: dict[Cell, str] = {}
     runner: RowRunner | None = None
     while missing:

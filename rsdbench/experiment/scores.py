@@ -1,4 +1,4 @@
-"""Accuracy of answers: BLEU and ROUGE-2 by their libraries, from statistics of single answers that add up.
+"""Accuracy of answers: BLEU, chrF and ROUGE-2 by their libraries, from statistics of single answers that add up.
 
 The statistics of an answer are computed once, when it is decoded, and stored with it; a corpus's score follows from
 their sums.
@@ -72,9 +72,45 @@ def rouge2_statistics(text: str, reference: str) -> tuple[float, ...]:
     return (rouge_scorer().score(reference, text)["rouge2"].fmeasure,)
 
 
-def mean_rouge2(sums: np.ndarray, count: int) -> float:
-    """Mean ROUGE-2 F1 in percent."""
+@lru_cache(maxsize=1)
+def chrf() -> Any:
+    """sacreBLEU's chrF of single answers."""
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
+
+
+@lru_cache(maxsize=200_000)
+def chrf_statistics(text: str, reference: str) -> tuple[float, ...]:
+    """The answer's own chrF, from 0 to 1: their mean weighs a short answer like a long one."""
+    return (chrf().sentence_score(text, [reference]).score / 100,)
+
+
+def exact_match(text: str, reference: str) -> tuple[float, ...]:
+    """1 for the same words, whatever their case and the space between them."""
+    return (float(text.casefold().split() == reference.casefold().split()),)
+
+
+def mean(sums: np.ndarray, count: int) -> float:
+    """The mean of a statistic from 0 to 1, in percent."""
     return 100 * float(sums[0]) / count
 
 
-SCORES = {"bleu": Score(bleu_statistics, corpus_bleu), "rouge2": Score(rouge2_statistics, mean_rouge2)}
+def no_statistics(text: str, reference: str) -> tuple[float, ...]:
+    """Nothing to be scored against."""
+    return ()
+
+
+def no_score(sums: np.ndarray, count: int) -> float:
+    """No accuracy."""
+    return float("nan")
+
+
+NO_SCORE = "none"
+SCORES = {
+    "bleu": Score(bleu_statistics, corpus_bleu),
+    "rouge2": Score(rouge2_statistics, mean),
+    "chrf": Score(chrf_statistics, mean),
+    "exact_match": Score(exact_match, mean),
+    NO_SCORE: Score(no_statistics, no_score),
+}

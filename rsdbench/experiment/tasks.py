@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rsdbench.errors import UsageError
+from rsdbench.experiment.dataset_settings import STOPS, check_dataset_settings, is_text
 from rsdbench.experiment.hub_datasets import hub_split
-from rsdbench.experiment.prompts import CUTS, encode_prompt
+from rsdbench.experiment.prompts import encode_prompt
 from rsdbench.experiment.scores import SCORES
 from rsdbench.experiment.splits import Split, files_digest, local_data, local_files, local_split
 from rsdbench.seeds import seed_from
 
-LINE_END = r"[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]"  # as of `str.splitlines`
-# what the text of a token that ends an answer matches
-STOPS = {"eos": None, "line": LINE_END, "sentence": rf"""{LINE_END}|[.!?]["'”’)\]]*\s*$"""}
 # keys that a dataset's content leaves out at these values: without them, cells are what they were before there were any
-NEUTRAL = {"instruction": None, "shots": 0, "shuffle": None, "cut": "proportional"}
+NEUTRAL = {
+    "chat_template": False, "answer": "line", "extract": None, "where": None, "instruction": None, "shots": 0,
+    "shuffle": None, "cut": "proportional",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,58 +55,6 @@ def check_dataset(config: DictConfig, here: bool = True) -> None:
         split = open_split(config, fetch=False)
         if split is not None:
             chosen_rows(config, split)
-
-
-def check_dataset_settings(config: DictConfig) -> None:
-    """Everything about a dataset's settings that can be wrong without looking at its data.
-
-    Raises:
-        UsageError: the first thing that is wrong.
-    """
-    for key, choices in (("stop", STOPS), ("cut", CUTS), ("metric", SCORES)):
-        if config[key] not in choices:
-            raise UsageError(f"dataset.{key} must be one of {', '.join(choices)}, not '{config[key]}'")
-    for key in ("path", "source", "reference"):
-        if not isinstance(config[key], str):
-            raise UsageError(f"dataset.{key} must be a text, not '{config[key]}'")
-    for key in ("config", "split", "revision", "id", "instruction"):
-        if not isinstance(config[key], str | None):
-            raise UsageError(f"dataset.{key} must be a text or null, not '{config[key]}'")
-    if "{source}" not in str(config.template):
-        raise UsageError("dataset.template must contain {source}, where the example's text goes")
-    for key, least in (("num_prompts", 1), ("shots", 0), ("max_prompt_tokens", 1)):
-        if not is_number(config[key], least) and not (key == "max_prompt_tokens" and config[key] is None):
-            raise UsageError(f"dataset.{key} must be a number of at least {least}, not '{config[key]}'")
-    if config.shuffle is not None and not is_number(config.shuffle, 0):
-        raise UsageError(f"dataset.shuffle must be null or a seed, a number of at least 0, not '{config.shuffle}'")
-    check_shots(config)
-
-
-def is_number(value: Any, least: int) -> bool:
-    """Whether a setting is a whole number of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def check_shots(config: DictConfig) -> None:
-    """See that there are as many examples as are to be shown.
-
-    Raises:
-        UsageError: there are fewer, or one is not a source and a reference.
-    """
-    shots = config.examples if config.examples is not None else []
-    if not isinstance(shots, ListConfig | list):
-        raise UsageError("dataset.examples must be a list such as [{source: ..., reference: ...}]")
-    for i, shot in enumerate(shots):
-        texts = [shot.get(key) for key in ("source", "reference")] if hasattr(shot, "get") else []
-        if not texts or not all(is_text(text) for text in texts):
-            raise UsageError(f"dataset.examples[{i}] must have a source and a reference, both of them texts")
-    if config.shots > len(shots):
-        raise UsageError(f"dataset.shots is {config.shots}, but dataset.examples has only {len(shots)}")
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text with something in it."""
-    return isinstance(value, str) and bool(value.strip())
 
 
 def open_split(config: DictConfig, fetch: bool) -> Split | None:
@@ -143,19 +93,37 @@ def chosen_rows(config: DictConfig, split: Split) -> list[Row]:
     if not split.count:
         raise UsageError(f"split '{config.split}' of dataset '{config.path}' has no rows: choose another")
     columns = [name for name in (config.source, config.reference, config.id) if name]
-    for name in columns:
-        if name not in split.columns:
+    for name in (*columns, *(config.where or {})):
+        if column_of(name, split.columns) is None:
             raise UsageError(f"dataset '{config.path}' has no column '{name}': it has {', '.join(split.columns)}")
-    if split.count < count:
-        raise UsageError(f"dataset.num_prompts is {count}, but '{config.path}' has only {split.count} rows")
-    order = range(split.count)
+    order = matching_rows(config, split)
+    if len(order) < count:
+        which = f" with {OmegaConf.to_container(config.where)}" if config.where else ""
+        raise UsageError(f"dataset.num_prompts is {count}, but '{config.path}' has only {len(order)} rows{which}")
     if config.shuffle is not None:
         order = sorted(order, key=lambda number: seed_from(f"{config.shuffle} {number}"))
     numbers = list(order[:count])
-    found = split.take(numbers, columns)
+    found = split.take(numbers, list(dict.fromkeys(column_of(name, split.columns) for name in columns)))
     rows = [read_row(config, number, row) for number, row in zip(numbers, found, strict=True)]
     check_distinct_rows(config, numbers, rows)
     return rows
+
+
+def column_of(name: str, columns: Sequence[str]) -> str | None:
+    """The column that a name reads: itself, or that of a list whose elements it counts, as "turns.0"; None if none."""
+    above, _, place = name.rpartition(".")
+    if name in columns:
+        return name
+    return above if place.isdecimal() and above in columns else None
+
+
+def matching_rows(config: DictConfig, split: Split) -> Sequence[int]:
+    """The numbers of the rows that have the values that are asked for."""
+    if not config.where:
+        return range(split.count)
+    wanted = {key: value if isinstance(value, ListConfig) else [value] for key, value in config.where.items()}
+    rows = split.take(list(range(split.count)), [column_of(name, split.columns) for name in wanted])
+    return [i for i, row in enumerate(rows) if all(value_of(row, key) in own for key, own in wanted.items())]
 
 
 def read_row(config: DictConfig, number: int, row: dict[str, Any]) -> Row:
@@ -164,9 +132,9 @@ def read_row(config: DictConfig, number: int, row: dict[str, Any]) -> Row:
     Raises:
         UsageError: one of them is missing or empty.
     """
-    texts = [value_of(row, name) for name in (config.source, config.reference)]
+    texts = [value_of(row, name) if name else "" for name in (config.source, config.reference)]
     for name, text in zip((config.source, config.reference), texts, strict=True):
-        if not is_text(text):
+        if name and not is_text(text):
             raise UsageError(
                 f"row {number} of dataset '{config.path}' has no text in column '{name}': mend the data, or choose "
                 "other rows with dataset.num_prompts or dataset.shuffle"
@@ -178,10 +146,13 @@ def read_row(config: DictConfig, number: int, row: dict[str, Any]) -> Row:
 
 
 def value_of(row: dict[str, Any], name: str) -> Any:
-    """A column's value; "a.b" looks into nested columns. None if there is none."""
+    """A column's value; "a.b" looks into nested columns, "a.0" into lists. None if there is none."""
     value: Any = row
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, list) and part.isdecimal():
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
@@ -225,11 +196,29 @@ def load_examples(config: DictConfig, tokenizer: Any, max_prompt_tokens: int) ->
         raise UsageError("neither target nor drafter came with a tokenizer: add one to a model's folder")
     split = open_split(config, fetch=True)
     assert split is not None, "what is fetched is there"
-    lead, examples = lead_of(config), []
+    lead, encode, examples = lead_of(config), encoder(config, tokenizer), []
     for row in chosen_rows(config, split):
-        prompt, cut = encode_prompt(tokenizer, config.template, row.source, max_prompt_tokens, lead, config.cut)
+        prompt, cut = encode_prompt(encode, config.template, row.source, max_prompt_tokens, lead, config.cut)
         examples.append(Example(row.id, prompt, row.reference, cut))
     return examples
+
+
+def encoder(config: DictConfig, tokenizer: Any) -> Callable[[str], list[int]]:
+    """From a prompt's text to its token ids, by the tokenizer's chat template if that is asked for.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not config.chat_template:
+        return lambda text: tokenizer(text).input_ids
+    if not tokenizer.chat_template:
+        raise UsageError("dataset.chat_template=true, but the tokenizer has no chat template: take a chat model's")
+
+    def encode(text: str) -> list[int]:
+        turns = [{"role": "user", "content": text}]
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+    return encode
 
 
 def stop_tokens(config: DictConfig, tokenizer: Any) -> list[int]:
@@ -246,7 +235,20 @@ def stop_tokens(config: DictConfig, tokenizer: Any) -> list[int]:
     return sorted({*end, *(token for token, text in enumerate(texts) if re.search(pattern, text))})
 
 
-def answer_text(tokens: list[int], tokenizer: Any) -> str:
-    """New tokens as text: no special tokens, nothing past the first line's end."""
+def answer_text(tokens: list[int], tokenizer: Any, answer: str = "line") -> str:
+    """New tokens as text without special tokens: its first line, or all of it."""
     text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return text.splitlines()[0].strip() if text else ""
+    return text.splitlines()[0].strip() if text and answer == "line" else text
+
+
+def statistics(config: DictConfig, text: str, reference: str) -> list[float]:
+    """What is kept of an answer for its dataset's score."""
+    if config.extract:
+        text, reference = (last_match(config.extract, own) for own in (text, reference))
+    return list(SCORES[config.metric].statistics(text, reference))
+
+
+def last_match(pattern: str, text: str) -> str:
+    """What a regular expression finds last in a text: its group, if it has one; "" if it finds nothing."""
+    found = [match[match.lastindex or 0] for match in re.finditer(pattern, text)]
+    return found[-1] if found else ""

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from rsdbench.certificate.certify import SAMPLES, conclude, failed, gather, run
+from rsdbench.certificate.certify import LEAST_SAMPLES, LEVELS, SAMPLES, conclude, failed, gather, run
 from rsdbench.certificate.report import markdown, table
 from rsdbench.engine.methods import METHODS
 from rsdbench.experiment.provenance import provenance
@@ -33,12 +33,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)} (default: all that are registered)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help="continuations a method, structure and setting (%(default)s)"
-    )
+        "--samples", type=int, default=SAMPLES,
+        help=f"continuations a method, structure and setting (%(default)s; at least {LEAST_SAMPLES})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--levels", type=int, nargs="+", choices=LEVELS, default=LEVELS,
+        help="1 the rules alone, in seconds; 2 the engine, and mutants; 3 the embedded models (all)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for certificate.parquet and certificate.md")
     args = parser.parse_args(arguments)
 
-    evidence = gather(args.methods, args.samples, args.seed)
+    evidence = gather(args.methods, args.samples, args.seed, args.levels)
     origin = provenance(torch.device("cpu"), "float32")
     del origin["host"], origin["job"]
     command = shlex.join(["rsdbench", "certify", *arguments])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rsdbench.errors import UsageError
 from rsdbench.experiment.points import METRICS
 
 # the paper's styles; a method that is not among them gets the next colour of a palette
@@ -17,76 +22,154 @@ STYLES: dict[str, dict[str, Any]] = {
     "rsd_c": {"color": "tab:green", "linestyle": "--", "marker": "D", "markersize": 2.6},
     "rsd_s": {"color": "tab:blue", "linestyle": "-", "marker": "o", "markersize": 2.8},
 }
-LABELS = {"rsd_c": "RSD-C (ours)", "rsd_s": "RSD-S (ours)"}  # as in the paper's legend
 RATIOS = ("token rate", "accuracy")  # to autoregressive decoding, which is 1
 ACCURACY = (0.7, 1.3)  # the paper's axis
 WIDTH, ROW_HEIGHT = 17 / 2.54, 0.86  # inches: the width of a printed page
-TOP, BOTTOM, LEFT, RIGHT = 0.24, 0.86, 0.78, 0.06  # inches around the charts: legend and notes are at the bottom
+TOP, LEFT, RIGHT, BOTTOM = 0.24, 0.78, 0.06, 0.5  # inches around the charts, without title, legend and note
+TITLE, LEGEND_LINE, NOTE_LINE, LEGEND_COLUMN = 0.17, 0.19, 0.1, 1.3
+NOTE_LETTERS = 23  # of a note, on an inch
 RESOLUTION = 220  # dots an inch, of .png
 # sizes in points as they are printed; fonts stay text in .pdf (42: TrueType)
 TEXT = {
     "font.size": 6.5, "axes.titlesize": 8, "axes.labelsize": 6.5, "xtick.labelsize": 6, "ytick.labelsize": 6,
     "legend.fontsize": 8, "lines.linewidth": 1.0, "lines.markersize": 3.6, "axes.linewidth": 0.6,
-    "grid.linewidth": 0.4, "xtick.major.pad": 1.5, "ytick.major.pad": 1.5, "axes.titlepad": 4, "pdf.fonttype": 42,
+    "grid.linewidth": 0.4, "xtick.major.pad": 1.5, "ytick.major.pad": 1.5, "axes.titlepad": 4, "figure.titlesize": 9,
 }  # fmt: skip
+EMBEDDED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "rsdbench"}  # and names in .svg do not change
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """band: whether intervals are drawn; share_y: whether a column's charts share their y axis within a drafter."""
+    """How a grid is to look.
+
+    band: whether intervals are drawn; share_y: whether a column's charts share their y axis within a drafter; columns:
+    of `METRICS`; width: inches; style: a matplotlib style sheet; colors: by method; legend: bottom, top or none; title:
+    above all charts.
+    """
 
     band: bool = True
     share_y: bool = False
+    columns: Sequence[str] = METRICS
+    width: float = WIDTH
+    style: str | None = None
+    colors: Mapping[str, str] = field(default_factory=dict)
+    legend: str = "bottom"
+    title: str = ""
 
 
 def draw(
     points: pd.DataFrame, rows: dict[str, str], labels: dict[str, str], note: str = "", wishes: Wishes = Wishes()
 ) -> Any:  # fmt: skip
-    """A matplotlib figure of `figure_points`: one row of axes a label in `rows`, 4 columns, one legend below.
+    """A matplotlib figure of `figure_points`: one row of axes a label in `rows`, one column a metric, one legend.
 
     rows: labels of the rows, in order, with their drafters; labels: of the methods, in their order; note: a line below
-    the legend.
+    the legend. The user's matplotlib settings play no part, and are left as they are.
+
+    Raises:
+        UsageError: the style sheet cannot be used.
     """
-    import matplotlib
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import seaborn
+    rcParams.update(EMBEDDED)  # read when the figure is saved, by whoever does it
+    with style_of(wishes):
+        styles = styles_of(labels, wishes)
+        note_lines = textwrap.wrap(plain(note), max(20, int(NOTE_LETTERS * wishes.width)))
+        legend_columns = max(1, min(len(labels), int(wishes.width / LEGEND_COLUMN)))
+        legend_lines = 0 if wishes.legend == "none" else math.ceil(len(labels) / legend_columns)
+        below = BOTTOM + NOTE_LINE * len(note_lines) + LEGEND_LINE * legend_lines * (wishes.legend == "bottom")
+        above = TOP + TITLE * bool(wishes.title) + LEGEND_LINE * legend_lines * (wishes.legend == "top")
+        height = ROW_HEIGHT * len(rows) + above + below
+        figure = Figure((wishes.width, height))
+        grid = figure.subplots(len(rows), len(wishes.columns), squeeze=False, sharex=True)
+        fill(grid, points, rows, labels, styles, wishes)
+        figure.subplots_adjust(
+            left=LEFT / wishes.width, right=1 - RIGHT / wishes.width, bottom=below / height, top=1 - above / height,
+            wspace=0.27, hspace=0.16,
+        )  # fmt: skip
+        figure.align_ylabels(grid[:, 0])
+        if legend_lines:
+            end, y = "lower", 0.07 + NOTE_LINE * len(note_lines)
+            if wishes.legend == "top":
+                end, y = "upper", height - TITLE * bool(wishes.title)
+            figure.legend(
+                handles=handles(labels, styles), loc=f"{end} center", ncols=legend_columns, borderaxespad=0.1,
+                bbox_to_anchor=(0.5, y / height),
+            )  # fmt: skip
+        if wishes.title:
+            figure.suptitle(plain(wishes.title), y=1 - 0.04 / height, va="top")
+        figure.text(0.5, 0.04 / height, "\n".join(note_lines), ha="center", va="bottom", fontsize=5.5, color="0.35")
+    return figure
 
-    seaborn.set_theme(context="paper", style="whitegrid", rc=TEXT)
-    others = iter(seaborn.color_palette("Dark2", max(1, len(labels))))
-    styles = {m: STYLES.get(m) or {"color": next(others), "linestyle": "-", "marker": "s"} for m in labels}
-    budgets = sorted(points.budget.unique())
-    height = ROW_HEIGHT * len(rows) + TOP + BOTTOM
-    figure, grid = plt.subplots(len(rows), len(METRICS), figsize=(WIDTH, height), squeeze=False, sharex=True)
+
+def fill(
+    grid: np.ndarray, points: pd.DataFrame, rows: dict[str, str], labels: dict[str, str],
+    styles: dict[str, dict[str, Any]], wishes: Wishes,
+) -> None:  # fmt: skip
+    """Draw all charts of a grid of axes."""
     limits = shared(points, rows) if wishes.share_y else {}
     for line, row in zip(grid, rows, strict=True):
-        for axes, metric in zip(line, METRICS, strict=True):
+        for axes, metric in zip(line, wishes.columns, strict=True):
             own = points[(points.row == row) & (points.metric == metric)].dropna(subset="value")
             for method, label in labels.items():
-                curve(axes, own[own.method == method], LABELS.get(method, label), styles[method], wishes.band)
+                curve(axes, own[own.method == method], plain(label), styles[method], wishes.band)
             if metric in RATIOS:
                 axes.axhline(1.0, color="0.6", linewidth=0.7, zorder=0)  # autoregressive decoding
             axes.set(xlabel="", ylabel="", ylim=limits.get((rows[row], metric)) or limits_of(own, metric))
             outside(axes, own, styles)
             axes.tick_params(left=False)
-        line[0].set_ylabel(row.replace(", ", "\n"))
-    for axes, metric in zip(grid[0], METRICS, strict=True):
-        axes.set_title(metric)
+        line[0].set_ylabel(plain(row.replace(", ", "\n")))
+    for axes, metric in zip(grid[0], wishes.columns, strict=True):
+        axes.set_title(f"{metric} (AR = 1)" if metric in RATIOS else metric)
     for axes in grid[-1]:
-        axes.set(xticks=budgets, xlabel="num. tokens at target")
-    figure.subplots_adjust(
-        left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - TOP / height, wspace=0.27,
-        hspace=0.16,
-    )  # fmt: skip
-    figure.align_ylabels(grid[:, 0])
-    handles = [
-        plt.Line2D([], [], label=LABELS.get(m, label), markeredgecolor=styles[m]["color"], **styles[m])
+        axes.set(xticks=sorted(points.budget.unique()), xlabel="num. tokens at target")
+
+
+@contextmanager
+def style_of(wishes: Wishes) -> Iterator[None]:
+    """Seaborn's theme with our sizes, and the user's style sheet on top.
+
+    Raises:
+        UsageError: the style sheet cannot be used.
+    """
+    import matplotlib
+    import seaborn
+    from matplotlib import style
+
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update({key: v for key, v in matplotlib.rcParamsDefault.items() if key != "backend"})
+        seaborn.set_theme(context="paper", style="whitegrid", rc=TEXT | EMBEDDED)
+        if wishes.style:
+            try:
+                style.use(wishes.style)
+            except (OSError, ValueError, KeyError) as error:
+                reason = (str(error).strip().splitlines() or ["it is none"])[0]
+                raise UsageError(f"--style '{wishes.style}' cannot be used: {reason}") from None
+        yield
+
+
+def styles_of(labels: dict[str, str], wishes: Wishes) -> dict[str, dict[str, Any]]:
+    """Color, line and marker of each method."""
+    import seaborn
+
+    others = iter(seaborn.color_palette("Dark2", max(1, len(labels))))
+    styles = {m: STYLES.get(m) or {"color": next(others), "linestyle": "-", "marker": "s"} for m in labels}
+    return {m: own | ({"color": wishes.colors[m]} if m in wishes.colors else {}) for m, own in styles.items()}
+
+
+def handles(labels: dict[str, str], styles: dict[str, dict[str, Any]]) -> list[Any]:
+    """What the legend shows of each method."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], label=plain(label), markeredgecolor=styles[m]["color"], **styles[m])
         for m, label in labels.items()
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=len(labels), bbox_to_anchor=(0.5, 0.2 / height))
-    figure.text(0.5, 0.06 / height, note, ha="center", va="bottom", fontsize=5.5, color="0.35")
-    return figure
+
+
+def plain(text: str) -> str:
+    """A text of the user's: a dollar in it begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def curve(axes: Any, line: pd.DataFrame, label: str, style: dict[str, Any], band: bool) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment.paper import FAILS, HOLDS, UNDECIDED, Claim, Quantity, claims
-from rsdbench.experiment.points import Results
-from rsdbench.faces.output import output
+from rsdbench.experiment.paper import DIFFERS, FAILS, HOLDS, UNDECIDED, Claim, Quantity, claims
+from rsdbench.experiment.results import Results
+from rsdbench.faces.output import output, screen
 
-COLORS = {HOLDS: "green", FAILS: "red", UNDECIDED: "yellow"}
+COLORS = {HOLDS: "green", FAILS: "red", DIFFERS: "yellow", UNDECIDED: "yellow"}
+SHOWN = 3  # things that lack, of each claim
 
 
 def main(arguments: list[str]) -> None:
@@ -40,10 +40,12 @@ def main(arguments: list[str]) -> None:
         with output(args.out) as stream:
             as_frame(found).to_csv(stream, index=False)
         print(f"{args.out}: {len(found)} claims")
-    counts = {verdict: sum(claim.verdict == verdict for claim in found) for verdict in COLORS}
+    verdicts = [verdict for verdict in COLORS if verdict != (FAILS if not results.is_papers else DIFFERS)]
+    counts = {verdict: sum(claim.verdict == verdict for claim in found) for verdict in verdicts}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    if missing := results.missing():
-        print(missing)
+    if not results.is_papers:
+        print("The paper says nothing of these models: this is what holds for them of what it found for its own.")
+    print("\n".join(results.notes()))
 
 
 def as_frame(found: list[Claim]) -> pd.DataFrame:
@@ -57,12 +59,15 @@ def as_frame(found: list[Claim]) -> pd.DataFrame:
 
 def print_claims(found: list[Claim]) -> None:
     """One line a claim, its quantities beside it."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = screen()
     table = Table(caption="ratios, with intervals that hold together within a claim (95 %)", show_lines=True)
     for column in ("the paper's figure shows", "here", "ratios"):
         table.add_column(column)
     for claim in found:
         lines = [f"{q.name}  {q.value:.3f} [{q.low:.3f}, {q.high:.3f}]" for q in claim.quantities]
-        verdict = f"[{COLORS[claim.verdict]}]{claim.verdict}[/]"
-        table.add_row(claim.text, verdict, "\n".join(lines) or "the results lack a part of what this needs")
+        if claim.lacks:
+            more = f" and {len(claim.lacks) - SHOWN} more" if len(claim.lacks) > SHOWN else ""
+            lines.append(f"lacks {', '.join(claim.lacks[:SHOWN])}{more}")
+        verdict = Text(claim.verdict, COLORS[claim.verdict])
+        table.add_row(claim.text, verdict, "\n".join(lines))
     console.print(table)

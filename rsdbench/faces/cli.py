@@ -20,16 +20,17 @@ usage: rsdbench COMMAND ...
   merge RESULTS --out FILE.parquet    all records as one file, checked
   figure RESULTS --out FILE           the grid of charts as .png, .pdf or .svg
   table RESULTS [--out FILE.csv]      the numbers behind it, with intervals
+  best RESULTS [--budget N]           which method and structure to take, and whether it pays
   claims RESULTS [--out FILE.csv]     what the paper's figure shows, held against results
   certify [methods] [--out DIR]       the losslessness certificate of every registered method
 
-RESULTS is a folder that `run` filled; for figure, table and claims also a file that `merge` wrote.
+RESULTS is a folder that `run` filled; for all but run, plan and merge also a file that `merge` wrote.
 Exit codes: 0 success, 1 a cell failed, a method is not certified or something is missing, 2 bad input (one line says
 what is wrong and what would be right), 75 stopped by SIGTERM or SIGUSR1 (what is finished is kept, the same command
 goes on from there).
 """
 # each a module with a `main`
-COMMANDS = ("run", "plan", "doctor", "status", "merge", "figure", "table", "claims", "certify")
+COMMANDS = ("run", "plan", "doctor", "status", "merge", "figure", "table", "best", "claims", "certify")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rsdbench.experiment.compose import row_configs, sweep
 from rsdbench.experiment.grid import check_settings
 from rsdbench.experiment.survey import ABSENT, MISSING, OK, PARTIAL, Finding, survey
+from rsdbench.faces.output import screen
 from rsdbench.faces.run import hydra_errors
 
 DEFAULT = "experiment=paper"
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
             check_settings(config)
     findings = survey(configs)
     if sys.stdout.isatty():
-        Console().print(table(findings))
+        screen().print(table(findings))
     else:
         print("\n".join(map(line, findings)))
     names = ", ".join(dict.fromkeys(config.name for config in configs))

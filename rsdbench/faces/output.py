@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pandas as pd
+from rich.console import Console
 
 from rsdbench.errors import UsageError
 from rsdbench.files import check_writable, whole_file
 
+WIDTH = 140  # columns, where there is no terminal
 TABLES = (".csv", ".parquet", ".md", ".tex")
+
+
+def screen(width: int = WIDTH) -> Console:
+    """Standard output; brackets in names and labels are text, not markup."""
+    return Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=width)
 
 
 def check_folder(folder: Path) -> None:

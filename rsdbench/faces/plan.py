@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from rsdbench import __version__
@@ -21,7 +19,7 @@ from rsdbench.experiment.cells import Cell
 from rsdbench.experiment.estimate import Estimate, Range, assumptions, estimate
 from rsdbench.experiment.footprint import Workload
 from rsdbench.experiment.plan import PlannedRow, check_folder, manifest, prepare, sweep_rows
-from rsdbench.faces.output import output
+from rsdbench.faces.output import output, screen
 from rsdbench.faces.run import hydra_errors
 
 STDOUT = Path("-")
@@ -94,7 +92,7 @@ def line_of(task: int, planned: PlannedRow) -> Line:
 
 def print_lines(lines: list[Line]) -> None:
     """One table for each machine, its sums and what its estimates take for granted; one table if none was named."""
-    console = Console() if sys.stdout.isatty() else Console(width=180)
+    console = screen(180)
     for machine, group in groupby(lines, lambda line: line.estimate and line.estimate.hardware):
         own = list(group)
         console.print(needs_table(own) if machine else table(own))

@@ -27,10 +27,11 @@ class Progress:
         self.label = self.waited = ""
         self.printed = self.before = time.monotonic()
         self.compile_s = self.decode_s = 0.0
-        console = Console(file=sys.stderr)
+        console = Console(file=sys.stderr, markup=False)
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console, disable=not console.is_terminal,
             auto_refresh=False,  # a thread that redraws would disturb what is being timed
         )  # fmt: skip

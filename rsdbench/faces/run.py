@@ -25,6 +25,7 @@ from rsdbench.experiment.compose import CONFIGS
 from rsdbench.experiment.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
 from rsdbench.experiment.preemption import CODE, Preempted, preemptible
 from rsdbench.experiment.provenance import code_hash
+from rsdbench.experiment.redo import finished, set_aside
 
 TASK = "SLURM_ARRAY_TASK_ID"
 
@@ -106,11 +107,16 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
         UsageError: the results folder, a model or the data cannot be used.
     """
     prepare(rows)
+    if again := set_aside(rows):
+        print(f"redo: {again} cells are decoded again; what they were is in RESULTS/progress/replaced", file=sys.stderr)
     found = {c: records.code_of(c, planned.results) for planned in rows for c in planned.cells}
     missing = [cell for cell, code in found.items() if code is None]
     older = sum(code not in (None, code_hash()) for code in found.values())
     if older:
-        print(f"note: {older} cells were decoded by another version of the code, and stay as they are", file=sys.stderr)
+        print(
+            f"note: {older} cells were decoded by another version of the code, and stay; redo=[code] decodes them",
+            file=sys.stderr,
+        )
     where = ", ".join(dict.fromkeys(str(planned.results) for planned in rows))
     if not missing:
         print(f"all {len(found)} cells are done already: {where}")
@@ -130,13 +136,14 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
         for planned in rows:
             bar.row(planned.row.label)
             try:
-                failed |= run_row(planned.row, planned.results, bar)
+                failed |= run_row(planned.row, planned.cells, planned.results, bar)
             except UsageError as error:
                 if alone:
                     raise
                 for cell in planned.cells:
                     if not records.is_done(cell, planned.results):
                         progress.fail(cell, planned.results, error)
+            finished(planned)
         done = bar.done
     for results in dict.fromkeys(planned.results for planned in rows):
         try_to_refresh(results)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rsdbench.experiment.overview import DAMAGED, DONE, FAILED, MISSING, RUNNING, Overview, overview
+from rsdbench.faces.output import screen
 
 EVERY = 2.0  # seconds between two looks
 SHOWN = 10  # running and failed cells that are named
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` fills or `rsdbench plan` has prepared")
     parser.add_argument("--watch", action="store_true", help="look again every two seconds until all cells are done")
     args = parser.parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = screen()
     seen = overview(args.results)
     if not args.watch:
         console.print(page(seen, args.results))

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from rsdbench.experiment.phases import OTHER, PHASES, phase_times
-from rsdbench.experiment.points import METRICS, Results, all_points, figure_points, unsteady_line
-from rsdbench.faces.output import TABLES, check_format, write_frame
+from rsdbench.experiment.points import METRICS, all_points, figure_points, unsteady_line
+from rsdbench.experiment.results import Results
+from rsdbench.faces.output import TABLES, check_format, screen, write_frame
 
 
 def print_points(points: pd.DataFrame, rows: list[str]) -> None:
-    """One table a row of the figure: a line for each method and budget, a column for each metric."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    """One table a row of the figure: a line for each method and budget, or structure, a column for each metric."""
+    console = screen()
+    wide = side_by_side(points)
     for row in rows:
-        own = points[points.row == row]
         table = Table(title=row, title_justify="left")
-        for name in ("method", "budget", *METRICS):
+        for name in wide.columns[1:]:
             table.add_column(name, justify="left" if name == "method" else "right")
-        for (method, budget), group in own.groupby(["method", "budget"], sort=False):
-            values = {p.metric: p for p in group.itertuples()}
-            cells = [cell_text(values[m]) if m in values else "-" for m in METRICS]
-            table.add_row(method, str(budget), *cells)
+        for line in wide[wide.row == row].itertuples(index=False):
+            table.add_row(*map(str, line[1:]))
         console.print(table)
 
 
 def print_phases(times: pd.DataFrame) -> None:
     """One table a row of the figure: a line for each method and budget, a column for each phase."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = screen()
     for row, own in times.groupby("row", sort=False):
         table = Table(title=f"{row}: milliseconds of a block", title_justify="left")
         for name in ("method", "budget", "structure", "tokens", "ms", *PHASES, OTHER):
@@ -45,18 +42,24 @@ def print_phases(times: pd.DataFrame) -> None:
         console.print(table)
 
 
-def cell_text(point: object) -> str:
-    """Value, interval and structure of a point; "-" if it is undefined, such as a ratio to a score of 0."""
+def cell_text(point: object, structure: bool) -> str:
+    """Value, interval and perhaps structure of a point; "-" if it is undefined, such as a ratio to a score of 0."""
     if math.isnan(point.value):
         return "-"
-    unsteady = "" if point.steady else " unsteady"
-    return f"{point.value:.3f} [{point.low:.3f}, {point.high:.3f}] {point.structure}{unsteady}"
+    parts = [f"{point.value:.3f} [{point.low:.3f}, {point.high:.3f}]"]
+    parts += [point.structure] if structure else []
+    return " ".join(parts if point.steady else [*parts, "unsteady"])
 
 
 def side_by_side(points: pd.DataFrame) -> pd.DataFrame:
-    """One line a row, method and budget, with a column for each metric, as people read it."""
-    texts = points.assign(text=[cell_text(p) for p in points.itertuples()])
+    """One line a row, method and budget, with a column for each metric, as people read it.
+
+    Where a metric has several structures of a method and budget, each has a line.
+    """
     keys = ["row", "method", "budget"]
+    each = points.duplicated([*keys, "metric"]).any()
+    keys += ["structure"] if each else []
+    texts = points.assign(text=[cell_text(p, not each) for p in points.itertuples()])
     wide = texts.pivot_table(index=keys, columns="metric", values="text", aggfunc="first", sort=False)
     return wide.reindex(columns=list(METRICS)).fillna("-").reset_index()
 
@@ -81,7 +84,7 @@ def main(arguments: list[str]) -> None:
     else:
         points = all_points(results) if args.all else figure_points(results)
     if args.out is not None:
-        as_read = args.out.suffix in (".md", ".tex") and not args.phases and not args.all
+        as_read = args.out.suffix in (".md", ".tex") and not args.phases
         write_frame(side_by_side(points) if as_read else points, args.out)
         print(f"{args.out}: {len(points)} points")
     elif args.phases:
@@ -90,5 +93,4 @@ def main(arguments: list[str]) -> None:
         print_points(points, results.rows)
     if not args.phases and (unsteady := unsteady_line(points[points.metric == "token rate"])):
         print(unsteady)
-    if missing := results.missing():
-        print(missing)
+    print("\n".join(results.notes()))
