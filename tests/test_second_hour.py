@@ -96,6 +96,7 @@ def test_own_data_inherit_nothing_and_a_named_datasets_settings_are_its_own(own,
     )
     assert (config.dataset.name, config.dataset.label, config.dataset.stop) == ("mine", "mine", "eos")
     assert [config.dataset[key] for key in ("source", "reference", "template", "metric", "id")] == [None] * 5
+    pair = ["experiment=smoke", "drafter=opt-25k", "target=opt-2.6m"]
     (config,) = row_configs([*pair, "dataset=xsum", f"dataset.path={own}/mine.jsonl"])
     assert config.dataset.metric == "rouge2", "a copy of what is named"
 
