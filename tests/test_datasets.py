@@ -47,8 +47,8 @@ ROWS = {
         "News 1.\nSummary:", "Short 1 .",
     ),
     "alpaca": (
-        [{"instruction": f"Do {i}.", "input": "x" * (i == 0), "output": "done", "text": ""} for i in range(4)],
-        None, "",
+        [{"instruction": f"Do {i}.", "input": "x" * (i == 1), "output": "done", "text": ""} for i in range(4)],
+        "<user>Do 2.<assistant>", "",  # an instruction without input
     ),
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ def tokenizer():
 
 def dataset(name, **changes):
     config = compose(["experiment=paper", f"dataset={name}"])[0].dataset
-    return OmegaConf.merge(config, {"num_prompts": 3, **changes})
+    return OmegaConf.merge(config, {"num_prompts": 3, "shuffle": None, **changes})
 
 
 def write(file, rows):
@@ -85,11 +85,7 @@ def test_prompts_of_the_ready_datasets(tokenizer, tmp_path, name, kind):
     check_dataset(config)
     examples = load_examples(config, tokenizer, 200)
     assert len(examples) == 3
-    prompts = texts(tokenizer, examples)
-    if prompt is None:  # shuffled, and only instructions without input
-        assert sorted(prompts) == [f"<user>Do {i}.<assistant>" for i in (1, 2, 3)]
-    else:
-        assert (prompts[1], examples[1].reference) == (prompt, reference)
+    assert (texts(tokenizer, examples)[1], examples[1].reference) == (prompt, reference)
 
 
 @pytest.mark.parametrize("name", SPEC_BENCH)
@@ -106,7 +102,7 @@ def test_spec_benchs_six_categories(tokenizer, tmp_path, name):
 
 
 def test_spec_bench_asks_for_its_file():
-    with pytest.raises(UsageError, match="dataset 'spec-bench-qa' lacks .dataset[.]path="):
+    with pytest.raises(UsageError, match=r"dataset .spec-bench-qa. lacks .dataset\.path="):
         check_dataset(dataset("spec-bench-qa"))
 
 
