@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rsdbench.experiment.frames import load_results
     from rsdbench.faces.grid import plot_grid
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair", "load_results", "plot_grid"]
 
 for _library in ("torchao", "torch.utils._pytree"):  # at import they warn of kernels that were built for other machines

@@ -50,7 +50,8 @@ def check_model(model: Any, name: str, max_length: int | None = None) -> int:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"model '{name}' cannot be decoded: its family ({model.config.model_type}) does not take a cache, a 4-D "
-            f"mask and positions as decoding gives them ({reason}): take a model with plain causal attention"
+            f"mask and positions as decoding gives them ({reason}): take a model with plain causal "
+            "attention (configs/README.md, Models)"
         ) from error
     off = difference(own, ours)
     if not off <= TOLERANCE.get(model.dtype, max(TOLERANCE.values())):  # NaN is refused
@@ -58,7 +59,7 @@ def check_model(model: Any, name: str, max_length: int | None = None) -> int:
         raise UsageError(
             f"model '{name}' would be decoded wrongly: its family ({model.config.model_type}){windowed} does not keep "
             f"to the mask of a draft tree: its logits are {off:.0%} off the model's own: take another model "
-            f"(check=false decodes it all the same)"
+            f"(check=false decodes it all the same; configs/README.md, Models)"
         )
     return limit if length > window else window
 

@@ -70,7 +70,7 @@ def check_asked(config: DictConfig) -> None:
         have = f" ('{config.path}' has the columns "
         have += f"{', '.join(local_split(local_files(local, config.config, config.split)).columns)})"
     alone = "; dataset.metric=none needs no reference" if "reference" in asked and config.reference is None else ""
-    raise UsageError(f"dataset '{config.name}' lacks {', '.join(missing)}{have}{alone}")
+    raise UsageError(f"dataset '{config.name}' lacks {', '.join(missing)}{have}{alone} (configs/README.md, Data)")
 
 
 def is_number(value: Any, least: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +11,9 @@ from rsdbench.experiment.comparison import Best, bests
 from rsdbench.experiment.points import METRICS
 from rsdbench.experiment.results import Results
 from rsdbench.faces.grid import metric_named
-from rsdbench.faces.output import TABLES, check_format, screen, write_frame
+from rsdbench.faces.output import TABLES, check_format, command_parser, screen, write_frame
 
 SHOWN = 4  # rivals of each row
-EXAMPLE = "example:\n  rsdbench best results/standin --budget 14 --metric token_rate"
 
 
 def main(arguments: list[str]) -> None:
@@ -24,9 +22,9 @@ def main(arguments: list[str]) -> None:
     Raises:
         UsageError: the results are not usable, have no such metric or budget, or the file cannot be written.
     """
-    parser = argparse.ArgumentParser(
-        "rsdbench best", description="The best method and structure of each row, tested against the others and AR.",
-        epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "best", "The best method and structure of each row, tested against the others and AR.",
+        "rsdbench best results/standin --budget 14 --metric token_rate",
     )  # fmt: skip
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
     names = ", ".join(metric.replace(" ", "_").casefold() for metric in METRICS[:3])

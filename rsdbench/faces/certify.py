@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
@@ -17,7 +16,7 @@ from rsdbench.certificate.certify import LEAST_SAMPLES, LEVELS, SAMPLES, conclud
 from rsdbench.certificate.report import markdown, table
 from rsdbench.engine.methods import METHODS
 from rsdbench.experiment.provenance import provenance
-from rsdbench.faces.output import check_folder, output
+from rsdbench.faces.output import check_folder, command_parser, output
 
 
 def main(arguments: list[str]) -> None:
@@ -27,9 +26,10 @@ def main(arguments: list[str]) -> None:
         UsageError: an unknown method, a seed or number of samples that cannot be used, or a folder that cannot be
             written.
     """
-    parser = argparse.ArgumentParser(
-        "rsdbench certify", description="Prove that methods are lossless, and that the proof would notice if not."
-    )
+    parser = command_parser(
+        "certify", "Prove that methods are lossless, and that the proof would notice if not.",
+        "rsdbench certify rsd_s --levels 1",
+    )  # fmt: skip
     parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)} (default: all that are registered)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

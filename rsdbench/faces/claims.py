@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ from rich.text import Text
 from rsdbench.errors import UsageError
 from rsdbench.experiment.paper import DIFFERS, FAILS, HOLDS, UNDECIDED, Claim, Quantity, claims
 from rsdbench.experiment.results import Results
-from rsdbench.faces.output import output, screen
+from rsdbench.faces.output import command_parser, output, screen
 
 COLORS = {HOLDS: "green", FAILS: "red", DIFFERS: "yellow", UNDECIDED: "yellow"}
 SHOWN = 3  # things that lack, of each claim
@@ -24,8 +23,8 @@ def main(arguments: list[str]) -> None:
     Raises:
         UsageError: the results are not usable, or the file cannot be written.
     """
-    parser = argparse.ArgumentParser(
-        "rsdbench claims", description="What the paper's figure shows, held against results."
+    parser = command_parser(
+        "claims", "What the paper's figure shows, held against results.", "rsdbench claims results/standin"
     )
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
     parser.add_argument("--out", type=Path, help="write CSV: claim, verdict, quantity, value, low, high")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from rich.table import Table
@@ -11,7 +10,7 @@ from rich.text import Text
 from rsdbench.experiment.compose import row_configs, sweep
 from rsdbench.experiment.grid import check_settings
 from rsdbench.experiment.survey import ABSENT, MISSING, OK, PARTIAL, Finding, survey
-from rsdbench.faces.output import screen
+from rsdbench.faces.output import command_parser, screen
 from rsdbench.faces.run import hydra_errors
 
 DEFAULT = "experiment=paper"
@@ -24,7 +23,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         UsageError: an override is wrong.
     """
-    parser = argparse.ArgumentParser("rsdbench doctor", description="Is all here that an experiment needs?")
+    parser = command_parser("doctor", "Is all here that an experiment needs?", "rsdbench doctor experiment=standin")
     parser.add_argument("overrides", nargs="*", help=f"as for `rsdbench run -m` (default: {DEFAULT})")
     overrides = parser.parse_args(arguments).overrides
     if not any(override.startswith("experiment=") for override in overrides):

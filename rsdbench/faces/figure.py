@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
 from rsdbench.errors import UsageError
 from rsdbench.experiment.points import METRICS, unsteady_line
 from rsdbench.experiment.results import Results
-from rsdbench.faces.output import check_format, output
+from rsdbench.faces.output import check_format, command_parser, output
 
 FORMATS = (".png", ".pdf", ".svg")
 NO_DATES = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same points, the same file
-EXAMPLE = """\
-example, for one column of a page:
-  rsdbench figure results/standin --rows OPT-70K-6M --columns block_efficiency token_rate --width 8.5cm --out f.pdf
-"""
+# for one column of a page
+EXAMPLE = "rsdbench figure results/standin --rows OPT-70K-6M --columns mbsu token_rate --width 8.5cm --out column.pdf"
 
 
 def main(arguments: list[str]) -> None:
@@ -30,10 +27,7 @@ def main(arguments: list[str]) -> None:
     from rsdbench.faces.chart import RESOLUTION, Wishes
     from rsdbench.faces.grid import BEST, LEGENDS, Choice, grid_of, inches, metric_named
 
-    parser = argparse.ArgumentParser(
-        "rsdbench figure", description="Draw the grid of charts of a results folder.", epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("figure", "Draw the grid of charts of a results folder.", EXAMPLE)
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
     parser.add_argument("--out", type=Path, required=True, help="FILE.png, FILE.pdf or FILE.svg")
     parser.add_argument("--rows", nargs="+", default=[], metavar="PART", help="only rows whose label has one of these")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rsdbench.errors import UsageError
 from rsdbench.experiment.cell_metrics import try_to_refresh
 from rsdbench.experiment.collect import collect, write_merged
 from rsdbench.experiment.mixture import configurations, notes, versions
-from rsdbench.faces.output import output
+from rsdbench.faces.output import command_parser, output
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +19,8 @@ def main(arguments: list[str]) -> None:
         UsageError: there are none, one is damaged, they are of different configurations or versions of the code, or the
             file cannot be written.
     """
-    parser = argparse.ArgumentParser("rsdbench merge", description="All records of a results folder as one file.")
+    example = "rsdbench merge results/standin --out all.parquet"
+    parser = command_parser("merge", "All records of a results folder as one file.", example)
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled")
     parser.add_argument("--out", type=Path, required=True, help="FILE.parquet")
     parser.add_argument(

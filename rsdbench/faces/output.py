@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from rsdbench.files import check_writable, whole_file
 
 WIDTH = 140  # columns, where there is no terminal
 TABLES = (".csv", ".parquet", ".md", ".tex")
+
+
+def command_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of a command, whose help ends with an example that works as it stands."""
+    return argparse.ArgumentParser(
+        f"rsdbench {command}", description=description, epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
 
 
 def screen(width: int = WIDTH) -> Console:

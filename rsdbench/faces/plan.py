@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from rsdbench.experiment.cells import Cell
 from rsdbench.experiment.estimate import Estimate, Range, assumptions, estimate
 from rsdbench.experiment.footprint import Workload
 from rsdbench.experiment.plan import PlannedRow, check_folder, manifest, prepare, sweep_rows
-from rsdbench.faces.output import output, screen
+from rsdbench.faces.output import command_parser, output, screen
 from rsdbench.faces.run import hydra_errors
 
 STDOUT = Path("-")
@@ -47,7 +46,8 @@ def main(arguments: list[str]) -> None:
     Raises:
         UsageError: an override is wrong, two row jobs would share a name, or a file cannot be written.
     """
-    parser = argparse.ArgumentParser("rsdbench plan", description="What a sweep will run, before it runs.")
+    example = "rsdbench plan experiment=standin methods=[rsd_s]"
+    parser = command_parser("plan", "What a sweep will run, before it runs.", example)
     parser.add_argument(
         "overrides", nargs="*", help="as for `rsdbench run -m`: drafter=opt-25k,opt-70k budgets=[30] ...; and "
         "hardware=h100-80gb,... for memory and hours there, which needs neither models nor data here",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsdbench.experiment.overview import DAMAGED, DONE, FAILED, MISSING, RUNNING, Overview, overview
-from rsdbench.faces.output import screen
+from rsdbench.faces.output import command_parser, screen
 
 EVERY = 2.0  # seconds between two looks
 SHOWN = 10  # running and failed cells that are named
@@ -26,7 +25,8 @@ def main(arguments: list[str]) -> None:
     Raises:
         UsageError: it is not a results folder.
     """
-    parser = argparse.ArgumentParser("rsdbench status", description="Which cells are done, running, failed, missing.")
+    example = "rsdbench status results/standin"
+    parser = command_parser("status", "Which cells are done, running, failed, missing.", example)
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` fills or `rsdbench plan` has prepared")
     parser.add_argument("--watch", action="store_true", help="look again every two seconds until all cells are done")
     args = parser.parse_args(arguments)

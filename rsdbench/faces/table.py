@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from rsdbench.experiment.phases import OTHER, PHASES, phase_times
 from rsdbench.experiment.points import METRICS, all_points, figure_points, unsteady_line
 from rsdbench.experiment.results import Results
-from rsdbench.faces.output import TABLES, check_format, screen, write_frame
+from rsdbench.faces.output import TABLES, check_format, command_parser, screen, write_frame
 
 
 def print_points(points: pd.DataFrame, rows: list[str]) -> None:
@@ -70,7 +69,8 @@ def main(arguments: list[str]) -> None:
     Raises:
         UsageError: the folder holds no usable results, or the file cannot be written.
     """
-    parser = argparse.ArgumentParser("rsdbench table", description="The points of a results folder.")
+    example = "rsdbench table results/standin --out points.csv"
+    parser = command_parser("table", "The points of a results folder.", example)
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled")
     parser.add_argument("--out", type=Path, help=f"a file, {', '.join(TABLES)}: a line a point")
     parser.add_argument("--all", action="store_true", help="every structure, not only the best one of each point")
