@@ -25,11 +25,21 @@ def test_without_stalls_nothing_changes():
     assert len(without_stalls(np.array([]), np.array([]))) == 0
 
 
-def test_a_stalled_block_counts_as_its_prompts_median():
-    blocks = np.array([1.0, 9.0, 1.2, 20.0, 21.0, 60.1, 7.0])
+def test_a_stalled_block_counts_like_a_quick_one_of_its_prompt():
+    blocks = np.array([1.0, 9.0, 1.2, 20.0, 21.0, 59.9, 7.0])
     prompts = np.array([3, 3, 3, 1, 1, 1, 2])
-    assert without_stalls(blocks, prompts).tolist() == [1.0, 1.2, 1.2, 20.0, 21.0, 60.1, 7.0]
+    assert without_stalls(blocks, prompts).tolist() == [1.0, 1.0, 1.2, 20.0, 21.0, 59.9, 7.0]
     assert without_stalls(np.array([500.0, 1.0]), np.zeros(2, int)).tolist() == [1.0, 1.0], "of two the lower one"
+
+
+def test_a_turn_that_is_disturbed_all_along_moves_nothing():
+    """As by another program's threads: every block of one of the method's turns takes 300 times as long."""
+    own, ar, tokens = quiet_cell()
+    quiet = metrics.token_rate(frame_of(own, ar, tokens)).value
+    for turn in range(len(own)):
+        disturbed = [[300 * b for b in blocks] if i == turn else blocks for i, blocks in enumerate(own)]
+        if len(own[turn]) <= 0.75 * (len(own[turn]) + len(own[turn ^ 1])):
+            assert metrics.token_rate(frame_of(disturbed, ar, tokens)).value == pytest.approx(quiet, rel=0.02)
 
 
 def frame_of(own, ar, tokens, stalled=None):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rsdbench.engine.products import FUSED, decompositions, shims
 from rsdbench.errors import UsageError
+from rsdbench.sources import syntax, syntax_of
 
 HERE = Path(__file__)
 DIGEST = 64  # characters
@@ -142,7 +143,7 @@ def name_of(model: Any) -> str:
 def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:
     """Where a library lies; its name ends in a hash of what it depends on, versions, this processor and threads."""
     here = torch.__version__, version("transformers"), processor(), torch.get_num_threads(), sorted(options.items())
-    ours = [file.read_text() for file in (HERE, HERE.with_name("products.py"))]
+    ours = [syntax_of(file) for file in (HERE, HERE.with_name("products.py"))]
     key = hashlib.sha256(repr((*parts, *here, *ours)).encode()).hexdigest()[:16]
     return cache_folder() / f"{name}-{key}.pt2"
 
@@ -184,8 +185,8 @@ def is_whole(path: Path) -> bool:
 
 
 def source(thing: Any) -> str:
-    """The text of the file that a rule or a drafting is in, on which its library depends."""
-    return inspect.getsource(inspect.getmodule(thing))
+    """The syntax of the file that a rule or a drafting is in, on which its library depends."""
+    return syntax(inspect.getsource(inspect.getmodule(thing)))
 
 
 @lru_cache

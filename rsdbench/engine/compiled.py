@@ -26,6 +26,7 @@ from rsdbench.engine.products import is_small
 from rsdbench.engine.tree import level_rows
 from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import tempered
+from rsdbench.sources import syntax_of
 
 HERE = Path(__file__)
 SOURCES = (HERE, HERE.with_name("cache.py"), HERE.parents[1] / "sampling" / "laws.py")  # of what is in a graph
@@ -226,7 +227,7 @@ def grow_recipe(model: Any, drafting: Drafting) -> Recipe:
     kind, during = type(drafting), partial(attention, model)
     growth, drafted, storage = growing_examples(model, drafting)
     with during():
-        whole = *parts(model), kind.__qualname__, source(kind), *(file.read_text() for file in DRAWING)
+        whole = *parts(model), kind.__qualname__, source(kind), *map(syntax_of, DRAWING)
     return Recipe(
         f"drafting of {kind.__name__} by {name_of(model)}", f"{type(model).__name__}-{kind.__name__}", whole,
         DraftStep(model, drafting), (tuple(growth), tuple(drafted), storage), (*GROWING, storage_sizes(storage)),
@@ -295,5 +296,5 @@ def parts(model: Any) -> tuple[object, ...]:
     strides = [(name, weight.stride()) for name, weight in weights_of(model).items()]
     return (
         type(model).__name__, sorted(config.items(), key=str), str(model.dtype), model.config._attn_implementation,
-        strides, *(file.read_text() for file in SOURCES),
+        strides, *map(syntax_of, SOURCES),
     )  # fmt: skip

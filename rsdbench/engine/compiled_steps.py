@@ -22,6 +22,7 @@ from rsdbench.notes import note
 from rsdbench.rules import Rule
 from rsdbench.sampling.gumbel import group_size, to_gumbel
 from rsdbench.sampling.laws import Warp
+from rsdbench.sources import syntax_of
 
 HERE = Path(__file__)
 SOURCES = [HERE, *(HERE.with_name(f"{name}.py") for name in ("walk", "cache"))]
@@ -50,7 +51,7 @@ def recipe(
     """A function to compile. of: what it depends on beside our sources; each input with the dimensions that vary."""
     options = {"cpp.threads": 1} if vocabulary <= SMALL_VOCABULARY else {}
     name = title.partition(" ")[0]
-    parts = (name, of, *(file.read_text() for file in SOURCES))
+    parts = (name, of, *map(syntax_of, SOURCES))
     sizes = tuple({int(d): DYNAMIC for d in dimensions} for _, dimensions in inputs)
     return Recipe(title, name, parts, Function(function), tuple(x for x, _ in inputs), (sizes,), options=options)
 
