@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from rsdbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from rsdbench.engine.decode import Generation, generate
-    from rsdbench.engine.models import Pair, load_pair
-    from rsdbench.experiment.frames import load_results
-    from rsdbench.faces.grid import plot_grid
+    from rsdbench.decoding.generation import Generation
+    from rsdbench.decoding.loop import generate
+    from rsdbench.models.pair import Pair, load_pair
+    from rsdbench.plotting.grid import plot_grid
+    from rsdbench.results.frames import load_results
 
 __version__ = "0.2.0"
 __all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair", "load_results", "plot_grid"]
@@ -20,12 +21,12 @@ for _library in ("torchao", "torch.utils._pytree"):  # at import they warn of ke
     logging.getLogger(_library).setLevel(logging.ERROR)
 
 HOMES = {
-    "Generation": "rsdbench.engine.decode",
-    "generate": "rsdbench.engine.decode",
-    "Pair": "rsdbench.engine.models",
-    "load_pair": "rsdbench.engine.models",
-    "load_results": "rsdbench.experiment.frames",
-    "plot_grid": "rsdbench.faces.grid",
+    "Generation": "rsdbench.decoding.generation",
+    "generate": "rsdbench.decoding.loop",
+    "Pair": "rsdbench.models.pair",
+    "load_pair": "rsdbench.models.pair",
+    "load_results": "rsdbench.results.frames",
+    "plot_grid": "rsdbench.plotting.grid",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m rsdbench`."""
 
-from rsdbench.faces.cli import main
+from rsdbench.cli.main import main
 
 main()

@@ -34,13 +34,13 @@ from rich.table import Table
 from torch import Tensor
 
 import rsdbench
-from rsdbench.engine.decode import Generation
-from rsdbench.engine.lane import Lane
-from rsdbench.engine.methods import BASELINE, METHODS, get_shape
-from rsdbench.engine.models import Pair, parameters
-from rsdbench.engine.products import linear
-from rsdbench.experiment.splits import DATA
-from rsdbench.sampling.laws import Warp
+from rsdbench.backends.aot.gemm import linear
+from rsdbench.decoding.forward import Lane
+from rsdbench.decoding.generation import Generation
+from rsdbench.decoding.methods import BASELINE, METHODS, get_shape
+from rsdbench.models.pair import Pair, parameters
+from rsdbench.sampling.distributions import Warp
+from rsdbench.tasks.splits import DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPERATURE, NEW_TOKENS, BATCH = 0.3, 32, 16

@@ -28,8 +28,8 @@ from bench_engine import ROOT, cases, report
 from transformers import OPTConfig, OPTForCausalLM
 
 import rsdbench
-from rsdbench.engine.cache import TreeCache
-from rsdbench.engine.models import Pair, parameters, quiet_libraries
+from rsdbench.decoding.cache import TreeCache
+from rsdbench.models.pair import Pair, parameters, quiet_libraries
 
 MIB = 2**20
 BUDGETS = (6, 30)

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from bench_engine import ROOT, report
 
-from rsdbench.engine.methods import BASELINE
-from rsdbench.experiment import progress, records
-from rsdbench.experiment.cells import Cell
-from rsdbench.experiment.plan import PlannedRow, planned_rows, register
-from rsdbench.experiment.provenance import provenance
-from rsdbench.experiment.scores import SCORES
+from rsdbench.decoding.methods import BASELINE
+from rsdbench.runner import progress, store
+from rsdbench.runner.cells import Cell
+from rsdbench.runner.plan import PlannedRow, planned_rows, register
+from rsdbench.runner.provenance import provenance
+from rsdbench.tasks.scores import SCORES
 
 WORDS = (
     *("a", "the", "library", "tool", "of", "for", "and", "package", "files", "network", "program", "that", "contains"),
@@ -90,7 +90,7 @@ def fill(results: Path, cells: int, prompts: int) -> None:
     register(planned)
     metadata, source = provenance(torch.device("cpu"), "float32"), random.Random(0)
     for cell in made_up(planned, cells):
-        records.write(cell, cell.path(results), rows_of(cell, prompts, source), metadata)
+        store.write(cell, cell.path(results), rows_of(cell, prompts, source), metadata)
 
 
 def seconds(*arguments: str | Path) -> float:

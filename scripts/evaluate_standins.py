@@ -20,11 +20,11 @@ import pandas as pd
 from train_standins import RECIPES
 
 from rsdbench import generate, load_pair
-from rsdbench.engine.models import Pair
-from rsdbench.experiment.compose import row_configs
-from rsdbench.experiment.metrics import RESAMPLES_ACCURACY, estimate, resampled_counts
-from rsdbench.experiment.scores import of_resamples, of_texts
-from rsdbench.experiment.tasks import answer_text, load_examples, stop_tokens
+from rsdbench.models.pair import Pair
+from rsdbench.results.metrics import RESAMPLES_ACCURACY, estimate, resampled_counts
+from rsdbench.runner.compose import row_configs
+from rsdbench.tasks.examples import answer_text, load_examples, stop_tokens
+from rsdbench.tasks.scores import of_resamples, of_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = tuple(RECIPES)  # two drafters, three targets

@@ -48,10 +48,10 @@ from gpu_measure import (
 )
 from gpu_report import Report
 
-from rsdbench.engine.methods import METHODS
-from rsdbench.engine.models import Pair, parameters, quiet_libraries
-from rsdbench.experiment.provenance import provenance
+from rsdbench.decoding.methods import METHODS
 from rsdbench.files import check_writable
+from rsdbench.models.pair import Pair, parameters, quiet_libraries
+from rsdbench.runner.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESERVE = 8 * GIB  # beside a target's weights: caches, recordings, the buffers of the copy

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig
 
 import rsdbench
-from rsdbench.engine.graphed import Graphs, bucket
-from rsdbench.engine.lane import Lane
-from rsdbench.engine.methods import BASELINE, METHODS, get_shape
-from rsdbench.engine.models import EAGER, GRAPHED, Pair
-from rsdbench.engine.tree import TreeShape
-from rsdbench.sampling.laws import Warp
+from rsdbench.backends.cuda_graphs.graphs import Graphs, bucket
+from rsdbench.decoding.forward import Lane
+from rsdbench.decoding.methods import BASELINE, METHODS, get_shape
+from rsdbench.decoding.tree import TreeShape
+from rsdbench.models.pair import EAGER, GRAPHED, Pair
+from rsdbench.sampling.distributions import Warp
 
 GIB = 2**30
 WARP = Warp(0.3)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsdbench.engine.methods import METHODS
+from rsdbench.decoding.methods import METHODS
 from rsdbench.files import whole_file
 
 LEAST, MOST = 6, 30  # budgets at which the paper's figure was read (arXiv 2402.14160), approximately

@@ -31,8 +31,8 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 
-from rsdbench.experiment.prompts import encode_prompt
 from rsdbench.files import whole_file
+from rsdbench.tasks.prompts import encode_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "rsdbench" / "assets" / "models"

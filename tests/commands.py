@@ -30,7 +30,7 @@ def work(arguments, out, err, cwd, environment):
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 
-    from rsdbench.faces.cli import main
+    from rsdbench.cli.main import main
 
     sys.argv = ["rsdbench", *arguments]
     main(arguments)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from rsdbench.engine import ahead
-from rsdbench.engine.models import Pair
+from rsdbench.backends.aot import library
+from rsdbench.models.pair import Pair
 from rsdbench.sampling.gumbel import to_gumbel
 
 
@@ -98,7 +98,7 @@ def gumbel_noise(shape, generator):
 
 
 def all_structures(budgets=(6, 10, 14, 21, 30)):
-    from rsdbench.engine.methods import METHODS
+    from rsdbench.decoding.methods import METHODS
 
     cases = []
     for name, method in METHODS.items():
@@ -112,4 +112,4 @@ def compiled_cache(tmp_path_factory):
     """A cache of compiled code that no earlier run has filled; the tests of one run share it, for it takes minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield ahead.cache_folder()
+        yield library.cache_folder()

@@ -66,7 +66,7 @@ def test_run_and_merge_keep_it_up_to_date(folder, tmp_path):
 
 
 def test_only_what_has_changed_is_computed_anew(folder, monkeypatch):
-    from rsdbench.experiment import cell_metrics
+    from rsdbench.results import cell_metrics
 
     computed = []
     real = cell_metrics.one_cell

@@ -19,19 +19,19 @@ import pytest
 import scipy.stats
 import torch
 
+from rsdbench.backends.aot.library import compiler_at_hand
 from rsdbench.certificate import certify, joint, shipped
 from rsdbench.certificate.mutants import SHARP, STALE, T1, mutants
-from rsdbench.engine import methods
-from rsdbench.engine.ahead import compiler_at_hand
-from rsdbench.engine.drafting import SEQUENCES
-from rsdbench.engine.methods import METHODS, Method
-from rsdbench.engine.models import COMPILED, EAGER
-from rsdbench.experiment.cells import RowJob
-from rsdbench.experiment.compose import row_configs
-from rsdbench.experiment.provenance import code_hash
-from rsdbench.faces.cli import main
-from rsdbench.rules.recursive_rejection import recursive_rejection
-from rsdbench.sampling.laws import Warp
+from rsdbench.cli.main import main
+from rsdbench.decoding import methods
+from rsdbench.decoding.drafting import SEQUENCES
+from rsdbench.decoding.methods import METHODS, Method
+from rsdbench.models.pair import COMPILED, EAGER
+from rsdbench.runner.cells import RowJob
+from rsdbench.runner.compose import row_configs
+from rsdbench.sampling.distributions import Warp
+from rsdbench.sources import code_hash
+from rsdbench.verification.recursive_rejection import recursive_rejection
 
 from .commands import LONG_ENOUGH
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import rsdbench
-from rsdbench.engine.checkpoints import hub_commit, is_truncated, load_source, require_hub, weights_problem
+from rsdbench.models.checkpoints import hub_commit, is_truncated, load_source, require_hub, weights_problem
 
 from . import checkpoints, commands
 from .checkpoints import POST_NORM, publish
@@ -112,7 +112,7 @@ BROKEN = [
 def test_a_broken_file_is_named_before_anything_is_loaded(cache, tmp_path, monkeypatch, files, how, name):
     checkpoints.opt(tmp_path / "model", files)
     (file,) = (f for f in (tmp_path / "model").iterdir() if f.name.startswith(name) and f.suffix != ".json")
-    monkeypatch.setattr("rsdbench.engine.models.load_model", None)
+    monkeypatch.setattr("rsdbench.models.pair.load_model", None)
     break_file(file, how)
     publish(cache, "someone/model", tmp_path / "model", A)
     for path in ("someone/model", str(tmp_path / "model")):
@@ -195,7 +195,7 @@ def test_a_snapshot_without_weights_is_not_taken_for_a_model(cache, tmp_path):
 def test_a_run_takes_models_from_the_users_cache(tmp_path, monkeypatch):
     """In a process of its own, which finds the cache as its user has set it."""
     for name in ("opt-2.6m", "opt-25k"):
-        shutil.copytree(rsdbench.engine.checkpoints.MODELS / name, tmp_path / name)
+        shutil.copytree(rsdbench.models.checkpoints.MODELS / name, tmp_path / name)
         publish(tmp_path / "hub", f"someone/{name}", tmp_path / name, A)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     models = ["target.path=someone/opt-2.6m", "drafter.path=someone/opt-25k"]
@@ -203,7 +203,7 @@ def test_a_run_takes_models_from_the_users_cache(tmp_path, monkeypatch):
     records = pd.read_parquet(tmp_path / "out" / "cells")
     assert set(records.method) == {"ar", "sd"}
     file = commands.cells(tmp_path / "out")[0]
-    from rsdbench.experiment.records import read_file
+    from rsdbench.results.records import read_file
 
     assert read_file(file).metadata["target_commit"] == A
     assert read_file(file).cell["target"]["contents"] == {
@@ -214,5 +214,5 @@ def test_a_run_takes_models_from_the_users_cache(tmp_path, monkeypatch):
 def test_what_transformers_is_given(cache, tmp_path):
     published(cache, tmp_path, "pre-norm")
     assert load_source("someone/target") == (str(cache / "models--someone--target" / "snapshots" / A), "main")
-    assert load_source("opt-25k") == (str(rsdbench.engine.checkpoints.MODELS / "opt-25k"), "main")
+    assert load_source("opt-25k") == (str(rsdbench.models.checkpoints.MODELS / "opt-25k"), "main")
     assert load_source(str(tmp_path / "target")) == (str(tmp_path / "target"), "main")

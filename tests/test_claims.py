@@ -4,20 +4,20 @@ import json
 import os
 import time
 
-from rsdbench.experiment import claims, progress
-from rsdbench.experiment.overview import overview
-from rsdbench.experiment.plan import planned_rows
+from rsdbench.runner import leases, progress
+from rsdbench.runner.plan import planned_rows
+from rsdbench.runner.status import overview
 
 from .commands import SMALL, Command, cells, rsdbench, wait_for
 
 
 def test_a_claim_keeps_others_away_until_it_is_given_back_or_stale(tmp_path):
     path = tmp_path / "cell.running"
-    with claims.take(path, time.time()):
-        assert claims.is_live(path, time.time())
-        assert claims.take(path, time.time()) is None
-        assert not claims.is_live(path, time.time() + 61), "no beat for a minute"
-        assert not claims.is_live(path, time.time() - 61), "a beat of a clock that has been set back since"
+    with leases.take(path, time.time()):
+        assert leases.is_live(path, time.time())
+        assert leases.take(path, time.time()) is None
+        assert not leases.is_live(path, time.time() + 61), "no beat for a minute"
+        assert not leases.is_live(path, time.time() - 61), "a beat of a clock that has been set back since"
     assert not path.exists()
 
 
@@ -25,25 +25,25 @@ def test_a_dead_process_of_this_machine_holds_nothing(tmp_path):
     path = tmp_path / "cell.running"
     pid = os.fork()
     if not pid:
-        claims.take(path, time.time())
+        leases.take(path, time.time())
         os._exit(0)
     os.waitpid(pid, 0)
     assert path.exists()
-    assert not claims.is_live(path, time.time())
+    assert not leases.is_live(path, time.time())
     elsewhere = json.loads(path.read_text()) | {"machine": "another"}
     path.write_text(json.dumps(elsewhere))
-    assert claims.is_live(path, time.time()), "of another machine's processes only the beat is known"
+    assert leases.is_live(path, time.time()), "of another machine's processes only the beat is known"
     path.write_text("")  # a host that lost power while it wrote
-    assert claims.is_live(path, time.time())
-    assert not claims.is_live(path, time.time() + 61)
-    with claims.take(path, time.time() + 61):
-        assert claims.read(path)["pid"] == os.getpid()
+    assert leases.is_live(path, time.time())
+    assert not leases.is_live(path, time.time() + 61)
+    with leases.take(path, time.time() + 61):
+        assert leases.read(path)["pid"] == os.getpid()
 
 
 def test_a_claim_beats_and_does_not_give_back_what_others_took(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT_EVERY", 0.02)
+    monkeypatch.setattr(leases, "BEAT_EVERY", 0.02)
     path = tmp_path / "cell.running"
-    with claims.take(path, time.time()):
+    with leases.take(path, time.time()):
         os.utime(path, (1, 1))
         wait_for(lambda: path.stat().st_mtime > 1, "beat")
         path.write_text(json.dumps({"token": "of somebody else", "machine": "another"}))
@@ -56,10 +56,10 @@ def test_a_run_sweeps_the_claims_of_dead_processes_and_leaves_the_living_theirs(
     dead, alive = (tmp_path / "progress" / f"{name}.running" for name in ("dead", "alive"))
     pid = os.fork()
     if not pid:
-        claims.take(dead, time.time())
+        leases.take(dead, time.time())
         os._exit(0)
     os.waitpid(pid, 0)
-    with claims.take(alive, time.time()):
+    with leases.take(alive, time.time()):
         progress.prepare(tmp_path)
         assert not dead.exists()
         assert alive.exists()

@@ -8,25 +8,26 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import ahead, compiled, lane
-from rsdbench.engine.ahead import SMALL_VOCABULARY
-from rsdbench.engine.compiled import CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
-from rsdbench.engine.compiled_calls import grower
-from rsdbench.engine.drafting import Level, Sequences
-from rsdbench.engine.lane import Lane
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.engine.models import COMPILED, EAGER
-from rsdbench.engine.products import FUSED, lay_out
-from rsdbench.engine.projections import join_projections
-from rsdbench.engine.tree import level_rows
+from rsdbench.backends.aot import forwards, library
+from rsdbench.backends.aot.calls import grower
+from rsdbench.backends.aot.forwards import CompiledForward, Drafted, DraftStep, Growth, Rows, Step, examples
+from rsdbench.backends.aot.gemm import FUSED, lay_out
+from rsdbench.backends.aot.library import SMALL_VOCABULARY
+from rsdbench.backends.projections import join_projections
+from rsdbench.decoding import forward
+from rsdbench.decoding.drafting import Level, Sequences
+from rsdbench.decoding.forward import Lane
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.decoding.tree import level_rows
+from rsdbench.models.pair import COMPILED, EAGER
+from rsdbench.sampling.distributions import Warp
 from rsdbench.sampling.gumbel import group_size, to_gumbel
-from rsdbench.sampling.laws import Warp
 
 from .commands import LONG_ENOUGH, SMALL, Command, cells
 from .commands import rsdbench as command
 from .conftest import all_structures, make_pair
 
-pytestmark = pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+pytestmark = pytest.mark.skipif(not library.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 PROMPTS = [[2, 5, 6, 7, 8, 9], [2, 11], [3], [2, 20, 21, 22]]
 KINDS = ("mixed", "llama")  # OPT with both of its architectures; rotary positions and grouped queries
 
@@ -68,7 +69,7 @@ def test_laws_and_cache_are_the_models_own(compiled_pairs, kind, previous, batch
     storages.append([x.clone() for x in storages[0]])
     with torch.inference_mode():
         logits = compiled_pairs[kind].target_forward(inputs, storages[0])
-        own_logits = compiled.Step(target)(inputs, storages[1])
+        own_logits = forwards.Step(target)(inputs, storages[1])
         laws = compiled_pairs[kind].target_forward(inputs._replace(temperature=torch.tensor(0.7)), storages[0])
     torch.testing.assert_close(logits, own_logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(laws, Warp(0.7).log_law(logits), rtol=1e-4, atol=2e-4)
@@ -77,17 +78,17 @@ def test_laws_and_cache_are_the_models_own(compiled_pairs, kind, previous, batch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("part", [lane.PART, 3 * 4 * 64])
+@pytest.mark.parametrize("part", [forward.PART, 3 * 4 * 64])
 @pytest.mark.parametrize("width", [1, 9])
 def test_a_compiled_prefill_fills_the_same_cache(compiled_pairs, kind, part, width):
     """Also in pieces of four tokens of three prompts."""
     pair, generator = compiled_pairs[kind], torch.Generator().manual_seed(width)
     tokens = torch.randint(3, 64, (3, width), generator=generator)
-    for model, forward, previous in (
+    for model, own_forward, previous in (
         (pair.target, pair.target_forward, False),
         (pair.drafter, pair.levels(), True),
     ):
-        lanes = [Lane(model, get_shape("sd", "3"), Warp(0.7), 3, 16, previous, own) for own in (None, forward)]
+        lanes = [Lane(model, get_shape("sd", "3"), Warp(0.7), 3, 16, previous, own) for own in (None, own_forward)]
         for own in lanes:
             own.part = part
             with torch.inference_mode():
@@ -215,12 +216,12 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
     files = {f.name: f.stat().st_mtime_ns for f in cache.iterdir()}
     names = {file_of(pair.target).name for pair in compiled_pairs.values()}
     for pair in compiled_pairs.values():
-        with compiled.attention(pair.drafter):
+        with forwards.attention(pair.drafter):
             names.add(file_of(pair.drafter, True).name)
     assert names <= set(files)
     assert len(names) == 4, "targets and drafters, which attend in another way, of OPT and of Llama"
     assert all(name.endswith(".pt2") for name in files), "nothing half written stays"
-    monkeypatch.setattr(ahead.Recipe, "compile", refuse)
+    monkeypatch.setattr(library.Recipe, "compile", refuse)
     other = make_pair("mixed", noise=0.3)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -234,8 +235,8 @@ def test_a_graph_is_compiled_once_for_an_architecture_and_keeps_no_weights(compi
 
 
 def file_of(model, drafts=False):
-    options = compiled.WITHOUT_WEIGHTS | (FUSED if drafts else {})  # the drafters here are small ones
-    return ahead.file_of(type(model).__name__, compiled.parts(model), options)
+    options = forwards.WITHOUT_WEIGHTS | (FUSED if drafts else {})  # the drafters here are small ones
+    return library.file_of(type(model).__name__, forwards.parts(model), options)
 
 
 def test_another_architecture_has_another_graph(compiled_pairs):
@@ -279,13 +280,13 @@ def test_a_damaged_graph_is_compiled_anew(compiled_pairs, cache, monkeypatch):
 
     def build(_, path):
         builds.append(path)
-        path.write_bytes(file_of(compiled_pairs["mixed"].target).read_bytes()[: -2 - ahead.DIGEST] + bytes(2))
+        path.write_bytes(file_of(compiled_pairs["mixed"].target).read_bytes()[: -2 - library.DIGEST] + bytes(2))
         return path
 
     model = make_pair("mixed", vocabulary=66).target
     join_projections(model)
     file_of(model).write_bytes(b"half of a file")
-    monkeypatch.setattr(ahead.Recipe, "compile", build)
+    monkeypatch.setattr(library.Recipe, "compile", build)
     CompiledForward(model)
     assert len(builds) == 1
     assert file_of(model).read_bytes() != b"half of a file"
@@ -318,10 +319,10 @@ def test_laws_of_a_large_vocabulary_take_the_place_of_the_logits(monkeypatch):
 
     def tempered(target, logits):
         laws = real(target, logits)
-        in_place.append((logits.numel() > lane.PART, laws.data_ptr() == logits.data_ptr()))
+        in_place.append((logits.numel() > forward.PART, laws.data_ptr() == logits.data_ptr()))
         return laws
 
-    monkeypatch.setattr(lane, "PART", 2**16)
+    monkeypatch.setattr(forward, "PART", 2**16)
     monkeypatch.setattr(Lane, "tempered", tempered)
     ours = rsdbench.generate(pair, prompts, "sd", "3", 10, 0.7, seed=7)
     assert sum(a != b for a, b in zip(ours.tokens, expected.tokens, strict=True)) <= 1  # rounding decides one or none
@@ -344,7 +345,7 @@ def test_a_model_that_cannot_be_exported_is_one_line(cache, monkeypatch):
 
 def test_the_compiler_is_found_where_cxx_says(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
-    assert not ahead.compiler_at_hand()
+    assert not library.compiler_at_hand()
     (tmp_path / "c++").write_text("#!/bin/sh\n")
     (tmp_path / "c++").chmod(0o755)
-    assert ahead.compiler_at_hand()
+    assert library.compiler_at_hand()

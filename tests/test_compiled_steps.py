@@ -6,22 +6,23 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import ahead, compiled_steps, walk
-from rsdbench.engine.cache import TreeCache, accept
-from rsdbench.engine.compiled_calls import calls_of
-from rsdbench.engine.compiled_steps import PLAIN
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.engine.models import Pair
-from rsdbench.engine.tree import DraftTree
-from rsdbench.engine.verify import verify
-from rsdbench.engine.walk import slots_of
-from rsdbench.rules.recursive_rejection import recursive_rejection
+from rsdbench.backends.aot import library, steps
+from rsdbench.backends.aot.calls import calls_of
+from rsdbench.backends.aot.steps import PLAIN
+from rsdbench.decoding import descent
+from rsdbench.decoding.cache import TreeCache, accept
+from rsdbench.decoding.descent import slots_of
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.decoding.tree import DraftTree
+from rsdbench.decoding.verify import verify
+from rsdbench.models.pair import Pair
+from rsdbench.sampling.distributions import Warp
 from rsdbench.sampling.gumbel import group_size, to_gumbel
-from rsdbench.sampling.laws import Warp
+from rsdbench.verification.recursive_rejection import recursive_rejection
 
 from .conftest import all_structures, make_pair
 
-pytestmark = pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+pytestmark = pytest.mark.skipif(not library.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 WORDS = 19
 
 
@@ -75,10 +76,10 @@ def test_verification_goes_the_same_way(method, structure, batch):
         theirs = verify(shape, tree, tempered, rule, PLAIN, uniforms, to_gumbel(noise.clone()), root)
         tokens = torch.cat([torch.zeros_like(root), root, tree.tokens], 1)
         if shape.depth:
-            library = compiled_steps.library_of(compiled_steps.verify_recipe, rule, places(shape), WORDS)
+            library = steps.library_of(steps.verify_recipe, rule, places(shape), WORDS)
             inputs = uniforms, noise, tokens, tempered, tree.laws, tree.parents.contiguous(), tree.valid
         else:
-            library, inputs = compiled_steps.library_of(compiled_steps.finish_recipe, WORDS), (noise, tokens, tempered)
+            library, inputs = steps.library_of(steps.finish_recipe, WORDS), (noise, tokens, tempered)
         report, rows, kept = library.run(list(inputs))
         assert torch.equal(kept, theirs.accepted)
         assert torch.equal(rows, theirs.rows)
@@ -109,7 +110,7 @@ def test_accepted_rows_move_the_same_way(dtypes, batch, rows):
     accepted, length = torch.randint(rows, (batch,)), torch.randint(1, 9, (batch,))
     ours, theirs, before = (random_caches(dtypes) for _ in range(3))
     found, storages = length.clone(), [cache.storage[0] for cache in ours]
-    library = compiled_steps.library_of(compiled_steps.accept_recipe, *dtypes)
+    library = steps.library_of(steps.accept_recipe, *dtypes)
     library.run([accepted_rows.long(), accepted, found, ours[0].first, *storages])
     assert torch.equal(found, accept(theirs, accepted_rows.long(), accepted, length))
     assert torch.equal(found, length + accepted + 1)
@@ -123,8 +124,8 @@ def test_a_few_libraries_serve_all_structures_and_vocabularies(cache):
     assert {places(shape) for shape in shapes} == {1, 8}, "a library each"
     rule, files = METHODS["rsd_s"].rule, []
     for words in (WORDS, WORDS + 4):
-        assert compiled_steps.library_of(compiled_steps.verify_recipe, rule, 2, words) is not None
-        assert compiled_steps.library_of(compiled_steps.finish_recipe, words) is not None
+        assert steps.library_of(steps.verify_recipe, rule, 2, words) is not None
+        assert steps.library_of(steps.finish_recipe, words) is not None
         files.append({f.name for f in cache.iterdir()})
     assert files[0] == files[1]
 
@@ -143,7 +144,7 @@ def test_a_rule_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
     method = METHODS["rsd_c"]
     assert calls_of(pair, method.drafting, method.rule, Warp(0.7), 2) is not None
     assert calls_of(pair, method.drafting, a_new_rule, Warp(0.7), 2) is None
-    assert compiled_steps.library_of(compiled_steps.verify_recipe, a_new_rule, 2, 64) is None
+    assert steps.library_of(steps.verify_recipe, a_new_rule, 2, 64) is None
     monkeypatch.setitem(METHODS, "rsd_c", replace(method, rule=a_new_rule))
     assert rsdbench.generate(pair, prompts, "rsd_c", "2-2", 12, 0.7).tokens == expected.tokens
 
@@ -178,7 +179,7 @@ def test_the_first_true_entries_of_each_row(count):
     torch.manual_seed(count)
     for width in (1, 5, 31):
         mask = torch.rand(50, width) < torch.rand(50, 1)
-        indices, found = walk.first_true(mask, count)
+        indices, found = descent.first_true(mask, count)
         for row, ours, there in zip(mask, indices, found, strict=True):
             expected = row.nonzero().flatten().tolist()[:count]
             assert ours[there].tolist() == expected

@@ -5,10 +5,11 @@ import itertools
 import pytest
 from omegaconf import OmegaConf
 
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.experiment.compose import AXES, CONFIGS, compose, row_configs
-from rsdbench.experiment.dataset_settings import check_dataset_settings
-from rsdbench.experiment.grid import points_of
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.results.schema import AXES
+from rsdbench.runner.compose import CONFIGS, compose, row_configs
+from rsdbench.runner.grid import points_of
+from rsdbench.tasks.settings import check_dataset_settings
 
 TABLE = {
     "sd": {6: ["6"], 10: ["10"], 14: ["14"], 21: ["21"], 30: ["30"]},

@@ -15,9 +15,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rsdbench.experiment import claims, progress
-from rsdbench.experiment.overview import overview
 from rsdbench.files import left_over, now, whole_file
+from rsdbench.results import plans
+from rsdbench.runner import leases, progress
+from rsdbench.runner.status import overview
 
 from . import commands
 from .commands import SMALL, Command, cells, in_the_second_cell, rsdbench, tokens
@@ -151,14 +152,14 @@ def test_a_read_only_folder_can_be_read_and_says_that_it_cannot_be_written(tmp_p
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, undisturbed, monkeypatch):
     """A day forward and back between any two looks at the clock, and files stamped by a server that does the same."""
-    from rsdbench.experiment.plan import planned_rows
-    from rsdbench.faces.run import run_rows
+    from rsdbench.cli.run import run_rows
+    from rsdbench.runner.plan import planned_rows
 
     jumps = random.Random(0)
     real = time.time
     stamp = os.utime
     monkeypatch.setattr(time, "time", lambda: real() + jumps.choice([0, 86_400, -86_400]))
-    monkeypatch.setattr(claims, "BEAT_EVERY", 0.01)
+    monkeypatch.setattr(leases, "BEAT_EVERY", 0.01)
     monkeypatch.setattr(os, "utime", lambda path, *_: stamp(path, (time.time(),) * 2))
     rows = planned_rows([*AXES, "drafter=opt-25k", f"results={tmp_path}"])
     assert run_rows(rows) == 0
@@ -176,7 +177,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, undisturbed, monkeypatch):
 
 def test_a_file_that_is_swept_while_it_is_written_is_written_again(tmp_path, monkeypatch):
     """As when the clock jumps by more than an hour in the middle of a write."""
-    from rsdbench.experiment import records
+    from rsdbench.results import records
 
     rsdbench("run", *SMALL, f"results={tmp_path}")
     first = cells(tmp_path)[0]
@@ -242,7 +243,7 @@ def test_bad_progress_files_cost_no_more_than_the_prompts_in_them(tmp_path):
     for kind in (progress.KEPT, progress.FAILED, progress.RUNNING):
         (tmp_path / "progress" / f"{file.stem}{kind}").write_bytes(b"PAR1 nonsense")
     os.utime(tmp_path / "progress" / f"{file.stem}{progress.RUNNING}", (1, 1))
-    for plan in commands.progress(tmp_path, progress.PLAN):
+    for plan in commands.progress(tmp_path, plans.PLAN):
         plan.write_text(plan.read_text()[:50])
     file.unlink()
     assert "1 of 1 cells done" in rsdbench("status", tmp_path)[0]

@@ -11,11 +11,11 @@ import sacrebleu
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from rsdbench.engine.checkpoints import MODELS
 from rsdbench.errors import UsageError
-from rsdbench.experiment.compose import CONFIGS, compose
-from rsdbench.experiment.scores import SCORES, of_resamples, of_texts
-from rsdbench.experiment.tasks import answer_text, check_dataset, load_examples, statistics
+from rsdbench.models.checkpoints import MODELS
+from rsdbench.runner.compose import CONFIGS, compose
+from rsdbench.tasks.examples import answer_text, check_dataset, load_examples, statistics
+from rsdbench.tasks.scores import SCORES, of_resamples, of_texts
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 SPEC_BENCH = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import draft, lane
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.engine.models import Pair
+from rsdbench.decoding import draft, forward
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.models.pair import Pair
 
 from .conftest import PAIRS, all_structures, make_pair, resembling, tiny_llama, tiny_opt
 
@@ -133,7 +133,7 @@ def test_a_seed_fixes_the_tokens(pairs, method, structure, budget):
 def test_large_laws_go_in_parts_and_stay_the_same(pairs, monkeypatch, method, structure, budget, warp):
     """What vocabularies of 50,000 tokens take, forced upon one of 64."""
     expected = rsdbench.generate(pairs["mixed"], PROMPTS, method, structure, 10, *warp, seed=1)
-    for module in (lane, draft):
+    for module in (forward, draft):
         monkeypatch.setattr(module, "PART", 64)
     assert rsdbench.generate(pairs["mixed"], PROMPTS, method, structure, 10, *warp, seed=1).tokens == expected.tokens
 
@@ -179,7 +179,7 @@ def test_bad_input_is_one_documented_exception(pairs, change, message):
 
 
 def test_equal_prompts_are_prefilled_once_and_decoded_each(pairs, monkeypatch):
-    from rsdbench.engine.lane import Lane
+    from rsdbench.decoding.forward import Lane
 
     prefilled, real = [], Lane.prefill
     monkeypatch.setattr(Lane, "prefill", lambda lane, tokens: prefilled.append(tokens.shape[0]) or real(lane, tokens))

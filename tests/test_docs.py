@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rsdbench import __version__
-from rsdbench.faces.cli import COMMANDS, USAGE
+from rsdbench.cli.main import COMMANDS, USAGE
 
 from .commands import ROOT, rsdbench
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from rsdbench.faces.cli import main
+from rsdbench.cli.main import main
 
 from .commands import SMALL
 from .conftest import tiny_opt
@@ -145,10 +145,10 @@ def test_a_dataset_with_too_few_rows_or_without_a_column_is_partial(cache, capsy
 
 
 def test_what_is_asked_for_and_not_here_is_missing(cache, capsys, monkeypatch):
-    from rsdbench.experiment import survey
+    from rsdbench.runner import doctor
 
-    monkeypatch.setattr(survey, "find_spec", lambda _: None)
-    monkeypatch.setattr(survey, "compiler_at_hand", lambda: False)
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "compiler_at_hand", lambda: False)
     found, _ = doctor(capsys, *ROW)
     assert found["quantization"].startswith("absent")
     assert found["C++ compiler"].startswith("absent")

@@ -6,13 +6,13 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from rsdbench.engine.checkpoints import MODELS
 from rsdbench.errors import UsageError
-from rsdbench.experiment.compose import row_configs
-from rsdbench.experiment.estimate import estimate, paper_efficiency
-from rsdbench.experiment.footprint import GIB, Workload
-from rsdbench.experiment.grid import points_of
-from rsdbench.experiment.sizes import KNOWN, model_size
+from rsdbench.models.checkpoints import MODELS
+from rsdbench.runner.compose import row_configs
+from rsdbench.runner.estimate import estimate, paper_efficiency
+from rsdbench.runner.footprint import GIB, Workload
+from rsdbench.runner.grid import points_of
+from rsdbench.runner.sizes import KNOWN, model_size
 
 from .conftest import tiny_llama, tiny_opt, tiny_opt_post_norm
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import lane
-from rsdbench.engine.cache import TreeCache
-from rsdbench.engine.models import FoundPair
-from rsdbench.experiment import pairs, runner
-from rsdbench.experiment.overview import overview
-from rsdbench.experiment.plan import planned_rows
-from rsdbench.faces import run as face
+from rsdbench.cli import run as face
+from rsdbench.decoding import forward
+from rsdbench.decoding.cache import TreeCache
+from rsdbench.models.pair import FoundPair
+from rsdbench.runner import pairs, run
+from rsdbench.runner.plan import planned_rows
+from rsdbench.runner.status import overview
 
 from . import commands
 from .commands import SMALL, cells
@@ -59,7 +59,7 @@ def test_decoding_gives_its_memory_back_at_once(storages):
 def test_a_cell_out_of_memory_is_noted_and_leaves_room_for_the_next(tmp_path, monkeypatch, storages):
     (planned,) = planned_rows([*SMALL, "methods=[sd,rsd_s]", f"results={tmp_path}"])
     bad = next(cell for cell in planned.cells if cell.method == "sd")
-    decode, rows = runner.RowRunner.decode, lane.Lane.rows
+    decode, rows = run.RowRunner.decode, forward.Lane.rows
     failing, left, big = [], [], []
 
     def watched(self, cell, *rest):
@@ -75,8 +75,8 @@ def test_a_cell_out_of_memory_is_noted_and_leaves_room_for_the_next(tmp_path, mo
             raise torch.OutOfMemoryError(MESSAGE)
         return rows(self, *arguments)
 
-    monkeypatch.setattr(runner.RowRunner, "decode", watched)
-    monkeypatch.setattr(lane.Lane, "rows", out_of_memory)
+    monkeypatch.setattr(run.RowRunner, "decode", watched)
+    monkeypatch.setattr(forward.Lane, "rows", out_of_memory)
     assert face.run_rows([planned]) == 1
     assert len(big) == 3
     assert set(left) == {0}, "while the next cell runs, nothing of the failed one is held"
@@ -97,7 +97,7 @@ def test_one_line_says_what_failed(tmp_path, monkeypatch, capsys):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError(MESSAGE)
 
-    monkeypatch.setattr(runner.RowRunner, "decode", out_of_memory)
+    monkeypatch.setattr(run.RowRunner, "decode", out_of_memory)
     (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
     assert face.run_rows([planned]) == 1
     line = capsys.readouterr().err.splitlines()[-1]

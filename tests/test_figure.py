@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsdbench.experiment.points import METRICS, POINT
-from rsdbench.faces.chart import ACCURACY, WIDTH, Wishes, draw, limits_of
+from rsdbench.plotting.chart import ACCURACY, WIDTH, Wishes, draw, limits_of
+from rsdbench.results.points import METRICS, POINT
 
 LABELS = {"sd": "SD", "rsd_s": "RSD-S", "newcomer": "Newcomer"}
 ROWS = {"A, X": "a", "B, X": "a", "C, X": "c"}

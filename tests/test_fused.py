@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import decode, fused, graphed, row_layers, verify
-from rsdbench.engine.fused import fused as fuse
-from rsdbench.engine.graphed import is_recording, recording
-from rsdbench.engine.models import parameters
-from rsdbench.engine.projections import join_projections
-from rsdbench.engine.row_layers import RowLayerNorm, RowLinear, use_row_layers
+from rsdbench.backends.cuda_graphs import fused, graphs, row_layers
+from rsdbench.backends.cuda_graphs.fused import fused as fuse
+from rsdbench.backends.cuda_graphs.graphs import is_recording, recording
+from rsdbench.backends.cuda_graphs.row_layers import RowLayerNorm, RowLinear, use_row_layers
+from rsdbench.backends.projections import join_projections
+from rsdbench.decoding import loop, verify
+from rsdbench.models.pair import parameters
 
 from .conftest import PAIRS, make_pair
 
@@ -45,7 +46,7 @@ def traced(monkeypatch):
      ("rsd_s", "3x2", (1.0, 1.0))],
 )  # fmt: skip
 def test_what_is_fused_gives_the_same_tokens(traced, monkeypatch, method, structure, warp):
-    for module in (decode, verify):
+    for module in (loop, verify):
         monkeypatch.setattr(module, "reading_is_free", lambda device: False)
     pair = make_pair("opt")
     ours = [rsdbench.generate(pair, [PROMPT], method, structure, 16, *warp, seed=seed).tokens for seed in range(3)]
@@ -152,7 +153,7 @@ def test_what_our_kernels_do_not_take_goes_the_librarys_way(stand_ins):
 
 INTERPRETED = """
 import torch
-from rsdbench.engine.row_kernels import layer_norm, row_linear
+from rsdbench.backends.cuda_graphs.row_kernels import layer_norm, row_linear
 functional = torch.nn.functional
 torch.manual_seed(0)
 for dtype, within in ((torch.float32, 1e-5), (torch.float16, 1e-2)):
@@ -177,11 +178,11 @@ def test_kernels_give_what_the_library_gives(monkeypatch):
 
 def test_a_recording_is_known_to_be_under_way_and_collects_no_garbage():
     with recording(), recording():
-        assert graphed.is_recording()
+        assert graphs.is_recording()
         assert not gc.isenabled()
     with pytest.raises(ZeroDivisionError), recording():
         raise ZeroDivisionError
-    assert not graphed.is_recording()
+    assert not graphs.is_recording()
     assert gc.isenabled()
     gc.disable()
     try:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import ahead, decode, graphed, verify
-from rsdbench.engine.graphed import Graphs
+from rsdbench.backends.aot import library
+from rsdbench.backends.cuda_graphs import graphs
+from rsdbench.backends.cuda_graphs.graphs import Graphs
+from rsdbench.decoding import loop, verify
 
 from .conftest import all_structures, make_pair
 from .test_graphed import traced
@@ -42,7 +44,7 @@ def eager():
 
 @pytest.fixture(scope="module")
 def compiled(compiled_cache):
-    if not ahead.compiler_at_hand():
+    if not library.compiler_at_hand():
         pytest.skip("no C++ compiler")
     pair = make_pair("mixed")
     pair.compile()
@@ -80,8 +82,8 @@ RECORDED = [
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize(("method", "structure"), RECORDED)
 def test_recorded_graphs_give_the_recorded_tokens(monkeypatch, method, structure, temperature):
-    monkeypatch.setattr(graphed, "record", traced)
-    for module in (decode, verify):
+    monkeypatch.setattr(graphs, "record", traced)
+    for module in (loop, verify):
         monkeypatch.setattr(module, "reading_is_free", lambda device: False)
     pair = make_pair("mixed")
     pair.graphs = Graphs()

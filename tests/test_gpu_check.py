@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsdbench.engine import decode, graphed, verify
-from rsdbench.engine.graphed import Graphs
-from rsdbench.engine.models import EAGER, GRAPHED, Pair, parameters
+from rsdbench.backends.cuda_graphs import graphs
+from rsdbench.backends.cuda_graphs.graphs import Graphs
+from rsdbench.decoding import loop, verify
+from rsdbench.models.pair import EAGER, GRAPHED, Pair, parameters
 
 from .test_graphed import traced
 
@@ -148,9 +149,9 @@ def graphs_on_the_cpu(gpu, monkeypatch, method):
         monkeypatch.setattr(
             module, "cases", lambda budgets, real=module.cases: [c for c in real(budgets) if c[0] == method]
         )
-    monkeypatch.setattr(graphed, "record", lambda function, inputs: traced(function, inputs))
+    monkeypatch.setattr(graphs, "record", lambda function, inputs: traced(function, inputs))
     monkeypatch.setattr(Pair, "compile", lambda pair: setattr(pair, "graphs", Graphs()))
-    for module in (decode, verify):
+    for module in (loop, verify):
         monkeypatch.setattr(module, "reading_is_free", lambda device: False)
 
 
@@ -166,13 +167,13 @@ def test_with_graphs_and_without(gpu, tmp_path, monkeypatch):
 
 def test_other_tokens_with_graphs_are_a_failure(gpu, tmp_path, monkeypatch):
     graphs_on_the_cpu(gpu, monkeypatch, "sd")
-    real = decode.Decoder.forward
+    real = loop.Decoder.forward
 
     def wrong(decoder, *inputs):
         (laws,) = real(decoder, *inputs)
         return (laws.flip(-1) if decoder.graphs else laws,)
 
-    monkeypatch.setattr(decode.Decoder, "forward", wrong)
+    monkeypatch.setattr(loop.Decoder, "forward", wrong)
     settings = settings_of(gpu, forwards=(GRAPHED, EAGER), budgets=(6,), drafters={}, targets={})
     code, data = run(gpu, tmp_path, settings)
     assert code == 1

@@ -5,8 +5,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rsdbench
-from rsdbench.engine import decode, draft, drafting, graphed, lane, tree, verify
-from rsdbench.engine.graphed import Graphs, bucket
+from rsdbench.backends.cuda_graphs import graphs
+from rsdbench.backends.cuda_graphs.graphs import Graphs, bucket
+from rsdbench.decoding import draft, drafting, forward, loop, tree, verify
 
 from .conftest import all_structures, make_pair
 
@@ -14,7 +15,7 @@ PROMPT = [2, 5, 9, 33, 12, 7]
 
 
 def traced(function, inputs):
-    """As `graphed.record`: static inputs and outputs, and no Python when it is replayed."""
+    """As `graphs.record`: static inputs and outputs, and no Python when it is replayed."""
     graph = make_fx(lambda *x: tuple(function(*x)))(*inputs)
     outputs = tuple(x.clone() for x in graph(*inputs))
 
@@ -29,8 +30,8 @@ def traced(function, inputs):
 def recorded(monkeypatch):
     """Keys of what is recorded."""
     keys = []
-    monkeypatch.setattr(graphed, "record", lambda function, inputs: keys.append(function) or traced(function, inputs))
-    for module in (decode, verify):
+    monkeypatch.setattr(graphs, "record", lambda function, inputs: keys.append(function) or traced(function, inputs))
+    for module in (loop, verify):
         monkeypatch.setattr(module, "reading_is_free", lambda device: False)
     return keys
 
@@ -68,7 +69,7 @@ def test_a_recording_serves_later_prompts_and_seeds(recorded):
 
 
 def test_a_longer_prompt_gets_a_larger_storage_and_new_recordings(recorded, monkeypatch):
-    monkeypatch.setattr(graphed, "BUCKET", 16)
+    monkeypatch.setattr(graphs, "BUCKET", 16)
     pair, plain = make_pair("opt"), make_pair("opt")
     pair.graphs = Graphs()
     for prompt in (PROMPT, [2, *range(5, 25)], PROMPT):
@@ -80,7 +81,7 @@ def test_a_longer_prompt_gets_a_larger_storage_and_new_recordings(recorded, monk
 
 def test_no_numbers_are_used_twice_when_a_sequence_grows_out_of_a_recording(recorded, monkeypatch):
     """New recordings in the middle: what they read must not be where the numbers of a later block lie."""
-    monkeypatch.setattr(graphed, "BUCKET", 16)
+    monkeypatch.setattr(graphs, "BUCKET", 16)
     pair, plain = make_pair("opt"), make_pair("opt")
     pair.graphs = Graphs()
     ours, theirs = (decoded(p, PROMPT, "ar", "0", 52) for p in (pair, plain))
@@ -107,7 +108,7 @@ def test_batches_and_prompts_of_one_token_run_without(recorded):
 
 
 def test_recordings_are_limited_and_the_oldest_goes(recorded, monkeypatch):
-    monkeypatch.setattr(graphed, "KEPT", 4)
+    monkeypatch.setattr(graphs, "KEPT", 4)
     pair = make_pair("opt")
     pair.graphs = Graphs()
     for method, structure in (("sd", "6"), ("sd", "6"), ("ar", "0"), ("sd", "6")):
@@ -172,10 +173,10 @@ def test_what_recordings_read_is_kept_for_good(module):
 
 def test_numbers_of_rows_lie_in_one_place_however_many_were_asked_for():
     device = torch.device("cpu")
-    first = lane.row_numbers(3, 5, device)
+    first = forward.row_numbers(3, 5, device)
     for end in range(2000):  # more than the cache holds
-        lane.row_numbers(0, end, device)
-    again = lane.row_numbers(3, 5, device)
+        forward.row_numbers(0, end, device)
+    again = forward.row_numbers(3, 5, device)
     assert again.tolist() == [3, 4, 5, 6, 7]
     assert again.data_ptr() == first.data_ptr()
 
@@ -183,11 +184,11 @@ def test_numbers_of_rows_lie_in_one_place_however_many_were_asked_for():
 def test_only_recordings_attend_by_cudnn(recorded, monkeypatch):
     """Its plans are made anew for each length, and only recordings see the same lengths again."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    with lane.attention(torch.device("cuda")):
+    with forward.attention(torch.device("cuda")):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
-    calls, real = [], lane.attention
-    monkeypatch.setattr(lane, "attention", lambda device: calls.append(device) or real(device))
+    calls, real = [], forward.attention
+    monkeypatch.setattr(forward, "attention", lambda device: calls.append(device) or real(device))
     pair = make_pair("opt")
     out = rsdbench.generate(pair, [PROMPT], "sd", "6", 6)
     assert len(calls) == 2 + 7 * out.blocks[0], "two prefills, and of each block six levels and the target"

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.experiment.points import METRICS
-from rsdbench.faces.grid import plot_grid
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.plotting.grid import plot_grid
+from rsdbench.results.points import METRICS
 
 from .commands import rsdbench, shell
 from .conftest import tiny_opt
@@ -179,7 +179,7 @@ def test_the_table_is_the_figures_points(smoke, tmp_path):
 
 
 def test_the_best_structure_is_chosen_for_each_metric():
-    from rsdbench.experiment.points import best
+    from rsdbench.results.points import best
 
     points = pd.DataFrame(
         [("r", "MBSU", "sd", 6, 1.0, "a"), ("r", "MBSU", "sd", 6, 2.0, "b"), ("r", "token rate", "sd", 6, 3.0, "a")],

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsdbench.engine import decode, verify
-from rsdbench.engine.clock import Clock
-from rsdbench.engine.decode import Decoder
-from rsdbench.engine.methods import get_shape
-from rsdbench.sampling.laws import Warp
+from rsdbench.decoding import loop, verify
+from rsdbench.decoding.clock import Clock
+from rsdbench.decoding.loop import Decoder
+from rsdbench.decoding.methods import get_shape
+from rsdbench.sampling.distributions import Warp
 
 from .conftest import all_structures
 
@@ -36,7 +36,7 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize(("method", "structure", "budget"), [("ar", None, 0), *all_structures((6, 30))])
 @pytest.mark.parametrize("warp", [Warp(0.0), Warp(0.3, 0.9)], ids=["T=0", "T=0.3,top_p=0.9"])
 def test_one_copy_to_the_host_a_block(pairs, monkeypatch, method, structure, budget, warp):
-    for module in (decode, verify):
+    for module in (loop, verify):
         monkeypatch.setattr(module, "reading_is_free", lambda device: False)  # as on an accelerator
     copies, real = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor.shape) or real(tensor))

@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from rsdbench import UsageError
-from rsdbench.engine.checkpoints import MODELS
-from rsdbench.experiment.compose import compose
-from rsdbench.experiment.hub_datasets import hub_split
-from rsdbench.experiment.plan import planned_rows, prepare
-from rsdbench.experiment.runner import run_row
-from rsdbench.experiment.tasks import check_dataset, load_examples
+from rsdbench.models.checkpoints import MODELS
+from rsdbench.runner.compose import compose
+from rsdbench.runner.plan import planned_rows, prepare
+from rsdbench.runner.run import run_row
+from rsdbench.tasks.examples import check_dataset, load_examples
+from rsdbench.tasks.hub_datasets import hub_split
 from tests.commands import ROOT, cells
 from tests.hub import local_hub
 from tests.test_splits import write_parquet
@@ -32,7 +32,7 @@ ARTICLES = [{"document": f"Article {i}. " * 20 * (i + 1), "summary": f"It is {i}
 # what runs in a process of its own, with the hub that is named in the environment
 ONLINE = """
 import json, sys
-from rsdbench.experiment.hub_datasets import hub_split
+from rsdbench.tasks.hub_datasets import hub_split
 for arguments in json.loads(sys.argv[1]):
     try:
         split = hub_split(*arguments)

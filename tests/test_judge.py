@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import decode, verify
-from rsdbench.engine.judge import judge, same_prefix
-from rsdbench.engine.methods import get_shape
-from rsdbench.engine.tree import fixed_ancestors, node_depths
-from rsdbench.engine.walk import Drafts
-from rsdbench.rules.k_seq import k_seq
-from rsdbench.sampling.laws import Warp
+from rsdbench.decoding import loop, verify
+from rsdbench.decoding.descent import Drafts
+from rsdbench.decoding.methods import get_shape
+from rsdbench.decoding.nodes import judge, same_prefix
+from rsdbench.decoding.tree import fixed_ancestors, node_depths
+from rsdbench.sampling.distributions import Warp
+from rsdbench.verification.k_seq import k_seq
 
 from .conftest import all_structures
 
@@ -39,7 +39,7 @@ def test_every_structure_gives_the_walks_tokens(pairs, monkeypatch, kind, warp, 
         expected = decoded(pairs[kind], method, structure, warp, seed)
         assert not calls
         with monkeypatch.context() as patch:
-            for module in (decode, verify):
+            for module in (loop, verify):
                 patch.setattr(module, "reading_is_free", lambda device: False)  # as on an accelerator
             assert decoded(pairs[kind], method, structure, warp, seed) == expected, (method, structure)
         assert len(calls) == sum(expected[1])

@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from rsdbench.experiment import records
-from rsdbench.experiment.cells import short_digest
-from rsdbench.experiment.collect import CACHE, collect
+from rsdbench.results import records
+from rsdbench.results.collect import CACHE, collect
+from rsdbench.results.schema import short_digest
 
 from .commands import SMALL, cells, rsdbench
 
@@ -127,7 +127,7 @@ def test_a_record_under_another_cells_name_is_refused(copy, tmp_path):
 
 
 def test_the_cache_follows_the_folder(copy, monkeypatch):
-    from rsdbench.experiment import collect as module
+    from rsdbench.results import collect as module
 
     monkeypatch.setattr(module, "CACHE_FROM", 1)
     (copy / "progress").mkdir()

@@ -6,7 +6,8 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from rsdbench.experiment import metrics, scores
+from rsdbench.results import metrics
+from rsdbench.tasks import scores
 
 TEXTS = ["the cat sat on the mat", "a dog runs", "library for parsing files of the format", "", "tool to read mail"]
 REFERENCES = [

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rsdbench
-from rsdbench.engine import decode
-from rsdbench.engine.drafting import root_level
-from rsdbench.engine.methods import METHODS
-from rsdbench.rules.k_seq import at_least_one
+from rsdbench.decoding import loop
+from rsdbench.decoding.drafting import root_level
+from rsdbench.decoding.methods import METHODS
+from rsdbench.sampling.distributions import Warp
 from rsdbench.sampling.gumbel import conditioned_scores, draw, group_size
-from rsdbench.sampling.laws import Warp
+from rsdbench.verification.k_seq import at_least_one
 
 from .conftest import all_structures, gumbel_noise, make_pair
 
@@ -111,7 +111,7 @@ def test_models_in_half_precision_emit_only_what_the_target_can(warp, dtype, sca
         model.model.decoder.final_layer_norm.bias.data *= scale
         model.to(dtype)
     assert pair.target.dtype == dtype
-    real, blocks = decode.verify, []
+    real, blocks = loop.verify, []
 
     def checked(shape, tree, tempered, rule, own_warp, *rest):
         assert tempered.dtype == torch.float32
@@ -126,7 +126,7 @@ def test_models_in_half_precision_emit_only_what_the_target_can(warp, dtype, sca
         return outcome
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "verify", checked)
+        patch.setattr(loop, "verify", checked)
         out = rsdbench.generate(
             pair, [[2, 9, 4], [2], [7, 7]], *method_and_structure, 6, warp.temperature, warp.top_p, seed=seed
         )

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rsdbench.experiment import pace
-from rsdbench.experiment.plan import planned_rows
-from rsdbench.faces.progress import about
+from rsdbench.cli.progress import about
+from rsdbench.runner import pace
+from rsdbench.runner.plan import planned_rows
 
 ROW = ["experiment=standin", "drafter=opt-25k", "target=opt-6m", "dataset=xsum", "results=unused"]
 

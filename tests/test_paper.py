@@ -7,10 +7,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from rsdbench.experiment import paper
-from rsdbench.experiment.paper import DIFFERS, FAILS, HOLDS, ORDER, UNDECIDED, Curves, claims, quantities, steps
-from rsdbench.experiment.resampled import RESAMPLES
-from rsdbench.experiment.results import Results
+from rsdbench.results import claims as paper
+from rsdbench.results.claims import DIFFERS, FAILS, HOLDS, ORDER, UNDECIDED, Curves, claims, quantities, steps
+from rsdbench.results.resampled import RESAMPLES
+from rsdbench.results.results import Results
 from rsdbench.seeds import seed_from
 
 from .commands import SMALL, rsdbench

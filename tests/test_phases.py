@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from rsdbench.engine import clock
-from rsdbench.experiment.cells import RowJob
-from rsdbench.experiment.compose import row_configs
-from rsdbench.experiment.phases import OTHER, PHASES
+from rsdbench.decoding import clock
+from rsdbench.results.phases import OTHER, PHASES
+from rsdbench.runner.cells import RowJob
+from rsdbench.runner.compose import row_configs
 
 from .commands import SMALL, cells, rsdbench
 

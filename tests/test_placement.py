@@ -8,10 +8,12 @@ from accelerate.utils import compute_module_sizes
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 import rsdbench
-from rsdbench.engine import lane, models, placement
-from rsdbench.engine.cache import TreeCache
-from rsdbench.engine.models import Pair, parameters
-from rsdbench.engine.placement import (
+from rsdbench.decoding import forward
+from rsdbench.decoding.cache import TreeCache
+from rsdbench.decoding.prefixes import Prefixes
+from rsdbench.models import pair, placement
+from rsdbench.models.pair import Pair, parameters
+from rsdbench.models.placement import (
     GIB,
     bytes_of,
     cache_bytes,
@@ -21,8 +23,7 @@ from rsdbench.engine.placement import (
     free_memory,
     layer_devices,
 )
-from rsdbench.engine.prefixes import Prefixes
-from rsdbench.engine.quantization import shrink
+from rsdbench.models.quantization import shrink
 
 from .conftest import make_pair, resembling, tiny_opt
 from .test_models import PAPER
@@ -192,7 +193,7 @@ def test_which_memory_may_be_used(gpus):
 
 
 def test_a_pair_that_is_too_large_is_refused_before_weights_are_read(monkeypatch):
-    monkeypatch.setattr(models, "load_model", None)
+    monkeypatch.setattr(pair, "load_model", None)
     message = refusal(rsdbench.load_pair, "opt-2.6m", "opt-25k", device="cpu", max_memory={"cpu": "1MiB"})
     assert "0.0 GiB on the CPU" in message
 
@@ -236,7 +237,7 @@ def test_storage_follows_the_layers_devices(monkeypatch, name):
     devices = [torch.device(d) for d in RUNS[name]]
     made, real = [], TreeCache.allocate
     monkeypatch.setattr(TreeCache, "allocate", lambda cache, like: (real(cache, like), made.append(cache.storage)))
-    monkeypatch.setattr(lane, "layer_devices", lambda model: devices)
+    monkeypatch.setattr(forward, "layer_devices", lambda model: devices)
     pair.prefixes = Prefixes(2**20)
     for _ in range(2):  # the second time from the prefixes that the first has kept
         assert decoded(pair) == expected
@@ -271,8 +272,8 @@ def test_a_drafter_that_is_not_beside_the_head_is_refused():
 
 
 def test_rows_share_a_pair_that_has_the_room_for_their_batches():
-    from rsdbench.experiment import pairs
-    from rsdbench.experiment.compose import compose
+    from rsdbench.runner import pairs
+    from rsdbench.runner.compose import compose
 
     loads = []
 
@@ -293,17 +294,17 @@ def test_rows_share_a_pair_that_has_the_room_for_their_batches():
 
 def test_room_is_kept_for_the_prompts_that_a_row_has(monkeypatch):
     """Not for the longest that its settings allow: WMT's sentences would be given the room of articles."""
-    from rsdbench.experiment import pairs, runner
-    from rsdbench.experiment.plan import planned_rows
+    from rsdbench.runner import pairs, run
+    from rsdbench.runner.plan import planned_rows
 
-    asked, load = [], models.FoundPair.load
-    monkeypatch.setattr(models.FoundPair, "load", lambda found, *room: asked.append(room) or load(found, *room))
+    asked, load = [], pair.FoundPair.load
+    monkeypatch.setattr(pair.FoundPair, "load", lambda found, *room: asked.append(room) or load(found, *room))
     pairs.release_pair()
     axes = ["drafter=opt-25k", "target=opt-2.6m", "dataset=wmt", "dataset.max_prompt_tokens=1000"]
     (planned,) = planned_rows(["experiment=smoke", *axes])
-    row = runner.RowRunner(planned.row)
+    row = run.RowRunner(planned.row)
     longest = max(len(example.prompt) for example in row.examples)
     new = planned.row.config.decode.max_new_tokens
-    assert asked == [(len(row.examples), longest + new + runner.TREE_POSITIONS)]
+    assert asked == [(len(row.examples), longest + new + run.TREE_POSITIONS)]
     assert longest < planned.row.config.dataset.max_prompt_tokens
     pairs.release_pair()

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from rsdbench.experiment.compose import CONFIGS, row_configs
-from rsdbench.experiment.estimate import estimate
-from rsdbench.experiment.footprint import Workload
-from rsdbench.experiment.grid import points_of
-from rsdbench.experiment.plan import planned_rows
-from rsdbench.faces.cli import main
+from rsdbench.cli.main import main
+from rsdbench.runner.compose import CONFIGS, row_configs
+from rsdbench.runner.estimate import estimate
+from rsdbench.runner.footprint import Workload
+from rsdbench.runner.grid import points_of
+from rsdbench.runner.plan import planned_rows
 
 from .commands import ROOT, SMALL
 
@@ -137,7 +137,7 @@ def test_cells_that_are_done_are_not_counted_again(capsys, tmp_path):
 def test_a_plan_loads_no_model():
     code = """
 import sys
-from rsdbench.faces.cli import main
+from rsdbench.cli.main import main
 main(["plan", "experiment=paper", "target=opt-66b", "dataset=wmt", "hardware=cpu", "--json", "-"])
 import torch
 print([n for n in sys.modules if n.startswith("transformers.models.") and "modeling" in n], file=sys.stderr)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine.lane import Lane
-from rsdbench.engine.prefixes import Prefixes
+from rsdbench.decoding.forward import Lane
+from rsdbench.decoding.prefixes import Prefixes
 
 from .commands import SMALL, tokens
 from .commands import rsdbench as command

@@ -6,13 +6,13 @@ import zipfile
 import pytest
 import torch
 
-from rsdbench.engine import ahead, products
-from rsdbench.engine.products import LARGE, is_small, large_linear, lay_out, linear, summed_linear, summed_matmul
-from rsdbench.engine.projections import join_projections
+from rsdbench.backends.aot import gemm, library
+from rsdbench.backends.aot.gemm import LARGE, is_small, large_linear, lay_out, linear, summed_linear, summed_matmul
+from rsdbench.backends.projections import join_projections
 
 from .conftest import make_pair, tiny_opt
 
-pytestmark = pytest.mark.skipif(not products.onednn_at_hand(), reason="this build of torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not gemm.onednn_at_hand(), reason="this build of torch has no oneDNN")
 SHIM = b"aoti_torch_cpu__linear_pointwise"
 
 
@@ -43,19 +43,19 @@ def test_what_is_exported_has_the_shapes_of_what_runs():
     torch.library.opcheck(large_linear, (x, weight, None, "none", None, None))
 
 
-@pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+@pytest.mark.skipif(not library.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 @pytest.mark.parametrize(("outputs", "calls"), [(LARGE // 256, True), (LARGE // 256 - 1, False)])
 def test_compiled_code_calls_onednn_for_large_matrices_and_reads_them_where_they_lie(outputs, calls, compiled_cache):
     layer = layers(256, outputs, by_input=True)
     sizes = ({0: torch.export.Dim.DYNAMIC},)
     options = {"aot_inductor.package_constants_in_so": False}
-    recipe = ahead.Recipe("layer", "layer", [outputs], layer, (torch.randn(3, 256),), sizes, options=options)
-    library = recipe.library()
-    own = library.set_weights(layer)
+    recipe = library.Recipe("layer", "layer", [outputs], layer, (torch.randn(3, 256),), sizes, options=options)
+    built = recipe.library()
+    own = built.set_weights(layer)
     assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
     for rows in (1, 9):
         x = torch.randn(rows, 256)
-        torch.testing.assert_close(library.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(built.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
     code = recipe.path.read_bytes()
     assert any(SHIM in part for part in unpacked(code, ".so")) == calls
 
@@ -121,18 +121,18 @@ def test_a_model_is_small_if_all_its_products_are():
     assert not is_small(make_pair("opt").target.bfloat16())
 
 
-@pytest.mark.skipif(not ahead.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
+@pytest.mark.skipif(not library.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 def test_a_small_model_calls_no_products(compiled_cache):
     layer = layers(16, 24, by_input=True)
     sizes = ({0: torch.export.Dim.DYNAMIC},)
     options = {"aot_inductor.package_constants_in_so": False}
     for small in (True, False):
-        recipe = ahead.Recipe("small", "small", [], layer, (torch.randn(3, 16),), sizes, small, options)
-        library = recipe.library()
-        own = library.set_weights(layer)
+        recipe = library.Recipe("small", "small", [], layer, (torch.randn(3, 16),), sizes, small, options)
+        built = recipe.library()
+        own = built.set_weights(layer)
         assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
         for rows in (1, 9):
             x = torch.randn(rows, 16)
-            torch.testing.assert_close(library.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(built.run([x])[0], layer(x), rtol=1e-4, atol=1e-5)
         code = recipe.path.read_bytes()
         assert any(b"aoti_torch_cpu_mm_out" in part for part in unpacked(code, ".so")) != small

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import cache
-from rsdbench.engine.models import parameters
-from rsdbench.engine.projections import Part, join_projections
+from rsdbench.backends.projections import Part, join_projections
+from rsdbench.decoding import cache
+from rsdbench.models.pair import parameters
 
 from .conftest import PAIRS, make_pair
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import quantization
-from rsdbench.engine.models import parameters
-from rsdbench.engine.placement import bytes_of
-from rsdbench.engine.quantization import quantization_config, shrink
-from rsdbench.experiment.cells import RowJob
-from rsdbench.experiment.compose import check_sources, compose
+from rsdbench.models import quantization
+from rsdbench.models.pair import parameters
+from rsdbench.models.placement import bytes_of
+from rsdbench.models.quantization import quantization_config, shrink
+from rsdbench.runner.cells import RowJob
+from rsdbench.runner.compose import check_sources, compose
 
 from . import commands
 from .conftest import resembling, tiny_opt

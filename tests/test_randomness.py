@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rsdbench.engine import randomness
-from rsdbench.engine.randomness import Randomness
+from rsdbench.decoding import randomness
+from rsdbench.decoding.randomness import Randomness
 from rsdbench.sampling.gumbel import to_gumbel
 
 BLOCKS = 40

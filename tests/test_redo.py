@@ -7,9 +7,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from rsdbench.experiment import provenance
-from rsdbench.experiment.provenance import code_hash
-from rsdbench.experiment.records import PREFIX
+from rsdbench.results.records import PREFIX
+from rsdbench.runner import provenance
+from rsdbench.sources import code_hash
 
 from .commands import cells, rsdbench, tokens
 
@@ -75,8 +75,8 @@ def test_the_next_time_it_begins_anew(folder):
 
 
 def test_a_second_process_does_not_undo_what_the_first_has_done(folder):
-    from rsdbench.experiment.plan import planned_rows
-    from rsdbench.experiment.redo import set_aside, stamp_of
+    from rsdbench.runner.plan import planned_rows
+    from rsdbench.runner.redo import set_aside, stamp_of
 
     (planned,) = planned_rows([*RUN[1:], f"results={folder}", "redo=[sd]"])
     assert set_aside([planned]) == 2

@@ -14,11 +14,11 @@ from rsdbench.certificate.enumeration import (
     proposals,
     rules_alone,
 )
-from rsdbench.engine.methods import METHODS
-from rsdbench.rules import Verdict
-from rsdbench.rules.k_seq import at_least_one, k_seq, optimal_rho
-from rsdbench.rules.recursive_rejection import recursive_rejection
+from rsdbench.decoding.methods import METHODS
 from rsdbench.sampling.gumbel import top_k
+from rsdbench.verification import Verdict
+from rsdbench.verification.k_seq import at_least_one, k_seq, optimal_rho
+from rsdbench.verification.recursive_rejection import recursive_rejection
 
 from .conftest import gumbel_noise
 
@@ -173,7 +173,7 @@ def test_rho_is_the_same_in_parts_of_the_vocabulary(monkeypatch):
     p, q = (torch.randn(20, 50, dtype=torch.float64).softmax(-1) for _ in range(2))
     number = torch.randint(2, 6, (20, 1)).double()
     whole = optimal_rho(p, q, number)
-    monkeypatch.setattr("rsdbench.rules.k_seq.PART", 7)
+    monkeypatch.setattr("rsdbench.verification.k_seq.PART", 7)
     torch.testing.assert_close(optimal_rho(p, q, number), whole, rtol=1e-9, atol=0)
 
 

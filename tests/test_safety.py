@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.engine import ahead
-from rsdbench.engine.ahead import DIGEST, Recipe
-from rsdbench.experiment.records import PREFIX
+from rsdbench.backends.aot import library
+from rsdbench.backends.aot.library import DIGEST, Recipe
+from rsdbench.results.records import PREFIX
 
 from . import checkpoints, commands
 from .commands import SMALL, cells
@@ -62,7 +62,7 @@ def test_compiled_code_that_is_not_what_was_written_is_compiled_anew(recipe, mon
     recipe.path.write_bytes(contents)
     builds = []
     monkeypatch.setattr(Recipe, "build", lambda self: builds.append(self.path))
-    monkeypatch.setattr(ahead, "Library", lambda path: path)
+    monkeypatch.setattr(library, "Library", lambda path: path)
     recipe.library()
     assert builds == [recipe.path]
     contents[len(contents) // 2] ^= 1

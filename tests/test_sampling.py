@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsdbench import UsageError
-from rsdbench.engine.drafting import STOCHASTIC_BEAM, root_level
+from rsdbench.decoding.drafting import STOCHASTIC_BEAM, root_level
 from rsdbench.sampling import gumbel
+from rsdbench.sampling.distributions import Warp
 from rsdbench.sampling.gumbel import best_children, conditioned_scores, draw, group_size, log_mass, members, top_k
-from rsdbench.sampling.laws import Warp
 
 from .conftest import gumbel_noise
 

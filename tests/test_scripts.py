@@ -14,8 +14,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rsdbench
-from rsdbench.engine.checkpoints import MODELS
-from rsdbench.experiment.splits import DATA
+from rsdbench.models.checkpoints import MODELS
+from rsdbench.tasks.splits import DATA
 
 DATASETS = ("debian-de-en", "debian-synopsis")
 SCRIPTS = Path(__file__).parents[1] / "scripts"

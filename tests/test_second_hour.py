@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import rsdbench as package
-from rsdbench.engine.checkpoints import MODELS
+from rsdbench.models.checkpoints import MODELS
 
 from . import commands
 from .commands import cells, rsdbench
@@ -89,7 +89,7 @@ def test_errand_own_jsonl(own, tmp_path):
 
 
 def test_own_data_inherit_nothing_and_a_named_datasets_settings_are_its_own(own, tmp_path):
-    from rsdbench.experiment.compose import row_configs
+    from rsdbench.runner.compose import row_configs
 
     (config,) = row_configs(
         ["experiment=smoke", "drafter=opt-25k", "target=opt-2.6m", f"dataset.path={own}/mine.jsonl"]

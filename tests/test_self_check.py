@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import rsdbench
-from rsdbench.engine import self_check
-from rsdbench.engine.self_check import check_model, smallest_window
+from rsdbench.models import self_check
+from rsdbench.models.self_check import check_model, smallest_window
 
 from . import commands
 from .conftest import resembling, tiny_llama, tiny_opt
@@ -112,8 +112,8 @@ def test_windows_are_read_from_the_configuration():
 def test_a_run_refuses_the_pair_and_records_say_what_was_skipped(tmp_path):
     from transformers import AutoTokenizer
 
-    from rsdbench.engine.checkpoints import MODELS
-    from rsdbench.experiment.collect import collect
+    from rsdbench.models.checkpoints import MODELS
+    from rsdbench.results.collect import collect
 
     model = model_of("mistral", BASE | {"vocab_size": 1024, "sliding_window": WINDOW, "max_position_embeddings": 512})
     for name in ("target", "drafter"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rsdbench.experiment.overview import overview
+from rsdbench.runner.status import overview
 
 from .commands import LONG, ROOT, SMALL, cells, in_the_second_cell, progress, rsdbench, tokens, wait_for
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rsdbench import UsageError
-from rsdbench.experiment.splits import (
+from rsdbench.tasks.splits import (
     DATA,
     embedded_datasets,
     files_digest,

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rsdbench.errors import UsageError
-from rsdbench.experiment import preemption, progress, records
-from rsdbench.experiment.compose import sweep
-from rsdbench.experiment.overview import overview, rate
-from rsdbench.experiment.plan import planned_rows, quoted
-from rsdbench.experiment.preemption import CODE, Preempted, preemptible, shielded
+from rsdbench.results import records
+from rsdbench.runner import preemption, progress
+from rsdbench.runner.compose import sweep
+from rsdbench.runner.plan import planned_rows, quoted
+from rsdbench.runner.preemption import CODE, Preempted, preemptible, shielded
+from rsdbench.runner.status import overview, rate
 
 from . import commands
 from .commands import LONG, SMALL, Command, cells, in_the_second_cell, lines, rsdbench, tokens
@@ -41,7 +42,7 @@ def test_a_sweep_is_what_hydra_makes_of_it():
 
 
 def test_quoted_values_come_back_from_hydras_grammar():
-    from rsdbench.experiment.compose import compose
+    from rsdbench.runner.compose import compose
 
     for text in ("/a/b-c_d.e", "a b", "it's", "a,b", "x=y", "{z}", "[1]", "back\\slash", "quote\\'s"):
         assert compose(["experiment=smoke", f"results={quoted(text)}"])[0].results == text
@@ -74,7 +75,7 @@ def test_a_manifest_has_a_line_a_row_job_and_its_tasks_are_the_sweep(tmp_path):
 
 
 def test_relative_paths_are_frozen_as_absolute_ones(tmp_path):
-    from rsdbench.experiment.splits import DATA
+    from rsdbench.tasks.splits import DATA
 
     (tmp_path / "set.parquet").write_bytes((DATA / "debian_de_en.parquet").read_bytes())
     rsdbench("plan", *SMALL, "dataset.path=set.parquet", "results=r", "--manifest", "m.jsonl", cwd=tmp_path)
@@ -229,8 +230,8 @@ def test_a_process_that_hangs_is_ended_in_time(monkeypatch):
 
 def test_a_failed_cell_is_noted_the_others_go_on_and_a_rerun_retries(tmp_path, monkeypatch):
     """In process, with a fault switched in from outside: a device that runs out of memory in one method."""
-    from rsdbench.experiment.runner import RowRunner
-    from rsdbench.faces import run as face
+    from rsdbench.cli import run as face
+    from rsdbench.runner.run import RowRunner
 
     (planned,) = planned_rows([*SMALL, "methods=[sd,rsd_s]", f"results={tmp_path}"])
     bad = next(cell for cell in planned.cells if cell.method == "sd")
@@ -260,13 +261,13 @@ def test_a_failed_cell_is_noted_the_others_go_on_and_a_rerun_retries(tmp_path, m
 
 
 def test_models_that_cannot_be_loaded_fail_their_row(tmp_path, monkeypatch):
-    from rsdbench.experiment import runner
-    from rsdbench.faces import run as face
+    from rsdbench.cli import run as face
+    from rsdbench.runner import run
 
     def broken(*_):
         raise MemoryError("no room for the weights")
 
-    monkeypatch.setattr(runner, "pair_of", broken)
+    monkeypatch.setattr(run, "pair_of", broken)
     (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
     assert face.run_rows([planned]) == 1
     assert overview(tmp_path).reasons == {c.id: "MemoryError: no room for the weights" for c in planned.cells}

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from rsdbench import UsageError
-from rsdbench.engine.checkpoints import MODELS
-from rsdbench.experiment.compose import CONFIGS, compose
-from rsdbench.experiment.prompts import encode_prompt
-from rsdbench.experiment.tasks import answer_text, check_dataset, dataset_content, load_examples, stop_tokens
+from rsdbench.models.checkpoints import MODELS
+from rsdbench.runner.compose import CONFIGS, compose
+from rsdbench.tasks.examples import answer_text, check_dataset, dataset_content, load_examples, stop_tokens
+from rsdbench.tasks.prompts import encode_prompt
 
 ARTICLE = "The council met on Monday. It said that the bridge will be closed, for repairs, until 14 May.\n"
 

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 from omegaconf import OmegaConf
 
-from rsdbench.engine import clock
-from rsdbench.experiment import metrics
-from rsdbench.experiment.plan import planned_rows
-from rsdbench.experiment.results import COLUMNS, with_steady_times
-from rsdbench.experiment.runner import RowRunner, place
-from rsdbench.experiment.timing import OFF, RETAKES, Reference, Turn, take, without_stalls
+from rsdbench.decoding import clock
+from rsdbench.results import metrics
+from rsdbench.results.results import COLUMNS, with_steady_times
+from rsdbench.results.stalls import without_stalls
+from rsdbench.runner.plan import planned_rows
+from rsdbench.runner.run import RowRunner, place
+from rsdbench.runner.timing import OFF, RETAKES, Reference, Turn, take
 
 STALL_US = 2_000_000
 
@@ -144,7 +145,7 @@ def test_a_clock_that_stalls_in_a_run_moves_no_point(row, monkeypatch):
 @pytest.mark.parametrize(("asked", "prompts"), [(None, 6), (100.0, 2), (1e-9, 6)])
 def test_timing_ends_when_the_interval_is_as_narrow_as_asked(row, monkeypatch, asked, prompts):
     runner, cell = row
-    monkeypatch.setattr("rsdbench.experiment.runner.PROMPTS_AT_ONCE", 2)
+    monkeypatch.setattr("rsdbench.runner.run.PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(
         runner, "config", OmegaConf.merge(runner.config, {"speed": {"num_prompts": 6, "half_width": asked}})
     )

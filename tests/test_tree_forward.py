@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from rsdbench.engine import decode
-from rsdbench.engine.clock import Clock
-from rsdbench.engine.decode import Decoder
-from rsdbench.engine.methods import get_shape
-from rsdbench.engine.tree import row_depths
-from rsdbench.sampling.laws import Warp
+from rsdbench.decoding import loop
+from rsdbench.decoding.clock import Clock
+from rsdbench.decoding.loop import Decoder
+from rsdbench.decoding.methods import get_shape
+from rsdbench.decoding.tree import row_depths
+from rsdbench.sampling.distributions import Warp
 
 from .conftest import PAIRS, all_structures
 
@@ -39,13 +39,13 @@ def plain_logits(model, lines):
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize(("method", "structure", "budget"), [("ar", None, 0), *all_structures()])
 def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, structure, budget):
-    pair, seen, real = pairs[kind], [], decode.verify
+    pair, seen, real = pairs[kind], [], loop.verify
 
     def spy(shape, tree, tempered, *rest):
         seen.append((tree, tempered))
         return real(shape, tree, tempered, *rest)
 
-    monkeypatch.setattr(decode, "verify", spy)
+    monkeypatch.setattr(loop, "verify", spy)
     shape = get_shape(method, structure)
     with torch.inference_mode():
         # one sequence ends early, so that rows move in the middle of the run
@@ -77,9 +77,9 @@ def test_tree_rows_equal_plain_forwards(pairs, monkeypatch, kind, method, struct
 @pytest.mark.parametrize(("method", "structure", "budget"), all_structures((6, 14, 30)))
 def test_siblings_are_distinct_and_in_draw_order(pairs, monkeypatch, method, structure, budget):
     """Without replacement: no two siblings alike. The order itself is what test_joint_law's mutant checks."""
-    trees, real = [], decode.verify
-    monkeypatch.setattr(decode, "verify", lambda shape, tree, *rest: trees.append(tree) or real(shape, tree, *rest))
-    decode.generate(pairs["opt"], PROMPTS, method, structure, 12, temperature=1.5)
+    trees, real = [], loop.verify
+    monkeypatch.setattr(loop, "verify", lambda shape, tree, *rest: trees.append(tree) or real(shape, tree, *rest))
+    loop.generate(pairs["opt"], PROMPTS, method, structure, 12, temperature=1.5)
     for tree in trees:
         for b in range(len(tree.tokens)):
             families = {}
@@ -91,11 +91,11 @@ def test_siblings_are_distinct_and_in_draw_order(pairs, monkeypatch, method, str
 
 
 def test_a_law_with_too_few_tokens_leaves_nodes_invalid(pairs, monkeypatch):
-    trees, real = [], decode.verify
-    monkeypatch.setattr(decode, "verify", lambda shape, tree, *rest: trees.append(tree) or real(shape, tree, *rest))
+    trees, real = [], loop.verify
+    monkeypatch.setattr(loop, "verify", lambda shape, tree, *rest: trees.append(tree) or real(shape, tree, *rest))
     for method, structure, budget in (("rsd_c", "3-2-2", 21), ("rsd_s", "7x3", 21)):
         trees.clear()
-        decode.generate(pairs["opt"], PROMPTS, method, structure, 6, temperature=0)
+        loop.generate(pairs["opt"], PROMPTS, method, structure, 6, temperature=0)
         for tree in trees:
             assert tree.tokens.shape[1] == budget
             assert tree.valid.sum(1).tolist() == [3] * len(tree.tokens), "at temperature 0 one node a level is left"

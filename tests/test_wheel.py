@@ -19,7 +19,7 @@ def test_a_wheel_runs_a_cell_and_draws_it(tmp_path):
     def python(*arguments):
         return subprocess.run([sys.executable, *arguments], env=environment, cwd=tmp_path, **quiet).stdout
 
-    where = python("-c", "import rsdbench, rsdbench.experiment.compose as c; print(rsdbench.__file__, c.CONFIGS)")
+    where = python("-c", "import rsdbench, rsdbench.runner.compose as c; print(rsdbench.__file__, c.CONFIGS)")
     assert where.split() == [
         str(tmp_path / "site" / "rsdbench" / "__init__.py"),
         str(tmp_path / "site" / "rsdbench" / "configs"),

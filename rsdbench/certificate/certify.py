@@ -23,9 +23,9 @@ from rsdbench.certificate.evidence import Done, Evidence
 from rsdbench.certificate.joint import WARPS, Greedy, JointLaw, Reproducible, structures
 from rsdbench.certificate.mutants import mutants
 from rsdbench.certificate.shipped import shipped_rows
-from rsdbench.engine.methods import METHODS, get_method
-from rsdbench.engine.models import quiet_libraries
+from rsdbench.decoding.methods import METHODS, get_method
 from rsdbench.errors import UsageError
+from rsdbench.models.pair import quiet_libraries
 
 ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by all p-values (Bonferroni)
 LEVELS = (1, 2, 3)

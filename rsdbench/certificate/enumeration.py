@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from rsdbench.certificate.evidence import Evidence, Finding
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.rules import Rule
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.verification import Rule
 
 SIZES = (2, 3, 4, 5, 6)  # vocabularies
 MOST_DRAFTS = {torch.float64: 4, torch.float32: 7}

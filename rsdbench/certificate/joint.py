@@ -19,10 +19,10 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from rsdbench.certificate.evidence import Evidence, Finding
 from rsdbench.certificate.mutants import SHARP, T1, Mutant
-from rsdbench.engine.decode import generate
-from rsdbench.engine.methods import METHODS
-from rsdbench.engine.models import Pair
-from rsdbench.sampling.laws import Warp
+from rsdbench.decoding.loop import generate
+from rsdbench.decoding.methods import METHODS
+from rsdbench.models.pair import Pair
+from rsdbench.sampling.distributions import Warp
 from rsdbench.seeds import seed_from
 
 VOCABULARY, LENGTH = 6, 3

@@ -18,14 +18,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from rsdbench.engine import decode, lane, randomness
-from rsdbench.engine.drafting import Drafting, Level
-from rsdbench.engine.methods import METHODS, get_shape
-from rsdbench.engine.tree import TreeShape
-from rsdbench.engine.walk import Outcome
-from rsdbench.rules import Rule, Verdict
-from rsdbench.rules.k_seq import k_seq
-from rsdbench.sampling.laws import Warp
+from rsdbench.decoding import forward, loop, randomness
+from rsdbench.decoding.descent import Outcome
+from rsdbench.decoding.drafting import Drafting, Level
+from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.decoding.tree import TreeShape
+from rsdbench.sampling.distributions import Warp
+from rsdbench.verification import Rule, Verdict
+from rsdbench.verification.k_seq import k_seq
 
 T1, SHARP = Warp(), Warp(0.3, 0.9)
 
@@ -129,7 +129,7 @@ def initial_number(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Ver
 @contextmanager
 def untempered_bonus() -> Iterator[None]:
     """The token behind a wholly accepted path comes from the law at temperature 1 and top-p 1."""
-    honest = decode.verify
+    honest = loop.verify
 
     class LastLawUntempered(Warp):
         """Levels ask for a law each; the call after them is the bonus token's."""
@@ -143,16 +143,16 @@ def untempered_bonus() -> Iterator[None]:
         object.__setattr__(counting, "levels", shape.depth)
         return honest(shape, tree, tempered, rule, counting, *noise)
 
-    with patch.object(decode, "verify", mutant):
+    with patch.object(loop, "verify", mutant):
         yield
 
 
 @contextmanager
 def rejected_rows_visible() -> Iterator[None]:
     """Behind the accepted path lies a row of a rejected branch, and from the second block on the mask shows it."""
-    move, block, bias = decode.Decoder.move, decode.Decoder.block, lane.prefix_bias
+    move, block, bias = loop.Decoder.move, loop.Decoder.block, forward.prefix_bias
 
-    def leaving(self: decode.Decoder, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
+    def leaving(self: loop.Decoder, most: int, rows: Tensor, accepted: Tensor, length: Tensor) -> tuple[Tensor]:
         level = torch.arange(self.shape.depth + 1)
         first_nodes = torch.tensor([0, *(start + 1 for start in self.shape.starts[:-1])])
         rows = torch.where(level > accepted.unsqueeze(1), first_nodes, rows)
@@ -161,13 +161,13 @@ def rejected_rows_visible() -> Iterator[None]:
     def showing(length: Tensor, steps: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
         return bias(length + 1, torch.arange(len(steps) + 1), previous, dtype)
 
-    def leaky(self: decode.Decoder, clock: Any) -> None:
+    def leaky(self: loop.Decoder, clock: Any) -> None:
         with ExitStack() as stack:
             if any(self.out.blocks):
-                stack.enter_context(patch.object(lane, "prefix_bias", showing))
+                stack.enter_context(patch.object(forward, "prefix_bias", showing))
             block(self, clock)
 
-    with patch.object(decode.Decoder, "move", leaving), patch.object(decode.Decoder, "block", leaky):
+    with patch.object(loop.Decoder, "move", leaving), patch.object(loop.Decoder, "block", leaky):
         yield
 
 

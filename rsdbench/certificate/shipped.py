@@ -18,17 +18,17 @@ from omegaconf import DictConfig
 
 from rsdbench.certificate.evidence import Evidence, Finding
 from rsdbench.certificate.joint import LEAST_EXPECTED, upper_tail, warp_text
-from rsdbench.engine.decode import generate
-from rsdbench.engine.drafting import NoDrafting
-from rsdbench.engine.methods import BASELINE, METHODS
-from rsdbench.experiment.cells import RowJob
-from rsdbench.experiment.compose import row_configs
-from rsdbench.experiment.metrics import LEVEL, RESAMPLES_ACCURACY, resampled_counts
-from rsdbench.experiment.runner import RowRunner
-from rsdbench.experiment.scores import of_resamples, of_texts
-from rsdbench.experiment.tasks import answer_text
-from rsdbench.sampling.laws import Warp
+from rsdbench.decoding.drafting import NoDrafting
+from rsdbench.decoding.loop import generate
+from rsdbench.decoding.methods import BASELINE, METHODS
+from rsdbench.results.metrics import LEVEL, RESAMPLES_ACCURACY, resampled_counts
+from rsdbench.runner.cells import RowJob
+from rsdbench.runner.compose import row_configs
+from rsdbench.runner.run import RowRunner
+from rsdbench.sampling.distributions import Warp
 from rsdbench.seeds import seed_from
+from rsdbench.tasks.examples import answer_text
+from rsdbench.tasks.scores import of_resamples, of_texts
 
 FIRST_PROMPTS, FIRST_TOKENS = 2, 2
 PROMPT_TOKENS, NEW_TOKENS = 64, 16  # at most, so that minutes suffice

@@ -1,0 +1,1 @@
+"""How the phases of a block are executed, beside the models' own forwards: compiled code, CUDA graphs."""

@@ -1,0 +1,1 @@
+"""On a CPU: forwards and steps compiled ahead of time (torch.export and AOTInductor)."""

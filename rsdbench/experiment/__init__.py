@@ -1,1 +1,0 @@
-"""Tasks, cells, records and metrics."""

@@ -1,0 +1,298 @@
+"""A target and its drafter, loaded and checked against each other."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rsdbench.backends.aot.forwards import CompiledForward, CompiledGrow
+from rsdbench.backends.aot.gemm import lay_out
+from rsdbench.backends.aot.library import compiler_at_hand, name_of
+from rsdbench.backends.cuda_graphs.graphs import Graphs
+from rsdbench.backends.cuda_graphs.row_layers import use_row_layers
+from rsdbench.backends.projections import join_projections
+from rsdbench.decoding.cache import position_limit
+from rsdbench.decoding.drafting import Drafting
+from rsdbench.decoding.prefixes import Prefixes
+from rsdbench.errors import UsageError
+from rsdbench.models.loading import Source, find_source, load_model, load_tokenizer
+from rsdbench.models.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
+from rsdbench.models.quantization import check_dtype, check_quantization, shrink
+from rsdbench.models.self_check import check_model
+
+EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(repr=False)
+class Pair:
+    """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
+
+    `compile` sets the forwards that decoding uses in place of the models' own, or `graphs`; `growers` holds what drafts
+    a level in one call, for each drafting that was used since, or None where that cannot be compiled; `prefixes`, which
+    keeps nothing unless it is replaced, is where decoding looks for prompts that it has seen. quantization: how the
+    target's weights were quantised when they were loaded.
+    """
+
+    target: Any
+    drafter: Any
+    tokenizer: Any = None
+    target_forward: CompiledForward | None = None
+    drafter_forward: CompiledForward | None = None
+    graphs: Graphs | None = None
+    growers: dict[Drafting, CompiledGrow | None] = field(default_factory=dict)
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    quantization: str | None = None
+    positions: int = 0  # of a sequence, prompt and new tokens, that both models decode as they should; 0: all they have
+    checked: bool = False  # by `check_model`
+
+    def __post_init__(self) -> None:
+        have = min(position_limit(self.target), position_limit(self.drafter))
+        self.positions = min(self.positions or have, have)
+
+    def __repr__(self) -> str:
+        models = " over ".join(f"{name_of(m)} ({parameters(m):,} parameters)" for m in (self.drafter, self.target))
+        return f"Pair({models}, {self.target.dtype}, {', '.join(self.devices)}, forward: {self.forward})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where laws are compared: that of the target's head."""
+        return head_device(self.target)
+
+    @property
+    def devices(self) -> list[str]:
+        """All devices that hold a part of either model."""
+        return list(dict.fromkeys([*devices_of(self.target), *devices_of(self.drafter)]))
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether both models are on one GPU, or on a CPU with a compiler at hand, and their weights are plain."""
+        one_gpu = len(self.devices) == 1 and self.device.type == "cuda"
+        return (one_gpu or (self.devices == [CPU] and compiler_at_hand())) and self.quantization is None
+
+    @property
+    def forward(self) -> str:
+        """How decoding runs the models, as records say it."""
+        if self.graphs is not None:
+            return GRAPHED
+        return EAGER if self.target_forward is None else COMPILED
+
+    def compile(self) -> None:
+        """On a CPU, compile the target's forward, or take what an earlier process has compiled; on a GPU, use graphs.
+
+        What else decoding calls is compiled when a method first needs it (`compiled_calls`).
+
+        Raises:
+            UsageError: the models are not both on one of these, or quantised on a CPU; otherwise as in `Recipe.build`.
+        """
+        if len(self.devices) == 1 and self.device.type == "cuda":
+            self.graphs = Graphs()
+            self.join()
+            for model in (self.target, self.drafter):
+                use_row_layers(model)
+            return
+        if self.devices != [CPU]:
+            named = " and ".join(sorted(self.devices))
+            raise UsageError(f"compile=true needs both models on a CPU or on a GPU, not {named}: take compile=false")
+        if self.quantization:
+            raise UsageError(
+                f"compile=true does not go with quantization={self.quantization} on a CPU: take compile=false"
+            )
+        self.join()
+        self.target_forward = CompiledForward(self.target)
+        return_memory()
+
+    def join(self) -> None:
+        """Join the projections of both models, as their compiled forwards read them."""
+        for model in (self.target, self.drafter):
+            join_projections(model)
+
+    def levels(self) -> CompiledForward | None:
+        """The drafter's forward, for levels that are not drafted in one compiled call; None if none is compiled.
+
+        Raises:
+            UsageError: as in `Recipe.build`.
+        """
+        if self.drafter_forward is None and self.target_forward is not None:
+            self.drafter_forward = CompiledForward(self.drafter, True)
+        return self.drafter_forward
+
+    @cached_property
+    def cost_ratio(self) -> float:
+        """c = parameters of the drafter / parameters of the target."""
+        return parameters(self.drafter) / parameters(self.target)
+
+
+def return_memory() -> None:
+    """Give what is free back to the system, if the C library can: what was joined or read leaves holes."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def parameters(model: Any) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class FoundPair:
+    """A pair of which everything is known and checked, and whose weights are not read yet; made by `find_pair`.
+
+    target, drafter: each a `Source`, or a model that was loaded before.
+    """
+
+    target: Any
+    drafter: Any
+    tokenizer: Any
+    device: str
+    dtype: torch.dtype
+    quantization: str | None
+    max_memory: Mapping[int | str, int | str] | None
+
+    @property
+    def positions(self) -> int:
+        """Positions that both models have."""
+        return min(position_limit(self.target), position_limit(self.drafter))
+
+    def load(self, batch_size: int = 1, max_length: int | None = None, check: bool = True) -> Pair:
+        """Read the weights. batch_size, max_length, check: as in `load_pair`.
+
+        Raises:
+            UsageError: the models do not fit, their weights cannot be loaded, or they would be decoded wrongly.
+        """
+        memory = free_memory(self.device, self.max_memory)
+        room = batch_size, max_length
+        models = placed(self.target, self.drafter, self.dtype, memory, self.quantization, room)
+        named = zip(models, (self.target, self.drafter), ("target", "drafter"), strict=True)
+        positions = [check_model(m, getattr(s, "name", role), max_length) for m, s, role in named] if check else [0]
+        return Pair(
+            *models, tokenizer=self.tokenizer, quantization=self.quantization, positions=min(positions), checked=check
+        )
+
+
+def load_pair(
+    target: Any, drafter: Any, device: str = "auto", dtype: str = "auto",
+    target_revision: str | None = None, drafter_revision: str | None = None,
+    quantization: str | None = None, max_memory: Mapping[int | str, int | str] | None = None,
+    batch_size: int = 1, max_length: int | None = None, check: bool = True,
+) -> Pair:  # fmt: skip
+    """Load target and drafter: each an embedded name ("opt-6m"), a folder, a hub id, or a model already loaded.
+
+    device "auto" is one GPU if both fit, else all GPUs, else these and the CPU; the CPU where there is no GPU. dtype
+    "auto" is float32 on a CPU and bfloat16 elsewhere, whatever a checkpoint's own. quantization: of the target's
+    weights, "int8" or "int4". max_memory: as accelerate's, {0: "40GiB", "cpu": "200GiB"}, the devices that may be used
+    and how much of them. batch_size, max_length: sequences, and positions of each (None: all that the models have), for
+    whose keys and values room is kept. check: forward a short text to see that the models are decoded as transformers
+    does it (`check_model`); False spares two forwards of a model that passed before. A model already loaded is taken
+    as it is.
+
+    Raises:
+        UsageError: a model is neither on disk nor reachable, is not whole, does not fit or would be decoded wrongly,
+            the vocabularies or tokenizers differ, or a setting is unknown or not available.
+    """
+    found = find_pair(
+        target, drafter, device, dtype, target_revision, drafter_revision, quantization, max_memory
+    )  # fmt: skip
+    return found.load(batch_size, max_length, check)
+
+
+def find_pair(
+    target: Any, drafter: Any, device: str, dtype: str, target_revision: str | None, drafter_revision: str | None,
+    quantization: str | None, max_memory: Mapping[int | str, int | str] | None,
+) -> FoundPair:  # fmt: skip
+    """The first half of `load_pair`: everything but the weights.
+
+    Raises:
+        UsageError: as in `load_pair`, except for what only the weights show.
+    """
+    check_quantization(quantization)
+    if quantization and not isinstance(target, str):
+        raise UsageError(f"quantization={quantization} is for a target that is loaded by its name")
+    memory = free_memory(device, max_memory)
+    on_gpu = any(d != CPU for d in memory) if isinstance(target, str) else head_device(target).type != "cpu"
+    kind = torch_dtype(dtype, on_gpu)
+    check_dtype(quantization, kind, on_gpu)
+
+    asked = ((target, target_revision), (drafter, drafter_revision))
+    found = [find_source(m, revision, kind) if isinstance(m, str) else m for m, revision in asked]
+    tokenizers = [load_tokenizer(m) if isinstance(m, Source) else None for m in found]
+    check_tokenizers(*tokenizers)
+    check_vocabularies(*(m.config.vocab_size for m in found))
+    return FoundPair(*found, tokenizers[0] or tokenizers[1], device, kind, quantization, max_memory)
+
+
+def placed(
+    target: Any, drafter: Any, dtype: torch.dtype, memory: Memory, quantization: str | None,
+    room: tuple[int, int | None],
+) -> tuple[Any, Any]:  # fmt: skip
+    """Both models with their weights, which those that are a `Source` still lack. room: batch size and length.
+
+    Raises:
+        UsageError: they do not fit, cannot be loaded, or are not beside each other.
+    """
+    if isinstance(target, Source):
+        if quantization and set(memory) != {CPU}:
+            shrink(target.shell, quantization)
+        shells = [m.shell if isinstance(m, Source) else None for m in (target, drafter)]
+        places = device_map(*shells, memory, quantization is None, *room)
+        target = load_model(target, dtype, places, quantization)
+        if quantization is None:
+            lay_out(target)
+    beside = head_device(target)
+    if isinstance(drafter, Source):
+        drafter = load_model(drafter, dtype, {"": beside})
+        lay_out(drafter)
+    if head_device(drafter) != beside:
+        raise UsageError(
+            f"the target's head is on {beside} and the drafter on {head_device(drafter)}: move one of them"
+        )
+    return target, drafter
+
+
+def torch_dtype(name: str, on_gpu: bool) -> torch.dtype:
+    """The dtype of a name; "auto" is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise UsageError(f"unknown dtype '{name}': choose auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name) or (torch.bfloat16 if on_gpu else torch.float32)
+
+
+def check_tokenizers(target: Any, drafter: Any) -> None:
+    """Both must map the same text to the same ids.
+
+    Raises:
+        UsageError: they have different vocabularies.
+    """
+    if target is None or drafter is None or target is drafter:
+        return
+    if target.get_vocab() != drafter.get_vocab():
+        raise UsageError("target and drafter have different tokenizers: draft tokens would mean different text")
+
+
+def check_vocabularies(target: int, drafter: int) -> None:
+    """Both must have logits for the same tokens.
+
+    Raises:
+        UsageError: their vocabularies have different sizes.
+    """
+    if target != drafter:
+        raise UsageError(
+            f"target has a vocabulary of {target} tokens and drafter one of {drafter}: they must share one"
+        )
+
+
+def quiet_libraries() -> None:
+    """No progress bars and warnings of libraries between the lines of ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,1 @@
+"""Records, metrics, points and claims: what is read once a run is done."""

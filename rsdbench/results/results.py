@@ -1,0 +1,200 @@
+"""What figures, tables and claims are made from: all records of a folder or merged file, and what was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rsdbench.errors import UsageError
+from rsdbench.results import metrics
+from rsdbench.results.collect import Asked, collect
+from rsdbench.results.consistency import configurations, values
+from rsdbench.results.schema import AXES
+from rsdbench.results.stalls import without_stalls
+from rsdbench.sources import code_hash
+
+COLUMNS = [
+    *("cell_id", "experiment", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase"),
+    *("new_tokens", "blocks", "decode_s", "draft_s", "target_s", "verify_s", "commit_s", "ar_new_tokens"),
+    *("ar_decode_s", "turn", "steady", "metric", "drafter_params", "target_params", "seed"),
+]
+STATISTICS = "score_statistics"
+BLOCKS = {"block_us": "steady_s", "ar_block_us": "ar_steady_s"}  # times of blocks, and the seconds without stalls
+READ = [*COLUMNS, STATISTICS, *BLOCKS]
+CELL = ["row", "method", "budget", "structure"]  # what tells a folder's cells apart, beside their ids
+ORDER = ("sd", "spectr", "rsd_c", "rsd_s")  # the paper's, from the lowest curve to the highest
+FEW = 8  # timed prompts below which an interval says little
+# models of the paper's grid and of its stand-ins, as configurations name them
+PAPERS = re.compile(r"opt-(125m|350m|13b|30b|66b|25k|70k|2\.6m|6m|13\.2m)")
+
+
+@dataclass
+class Results:
+    """The records of a results folder or a merged file."""
+
+    records: pd.DataFrame
+    statistics: pa.Array  # of the records' answers, in the same order
+    labels: dict[str, str]  # of the methods that have records, in the registry's order; AR is not among them
+    asked: Asked = field(default_factory=list)
+    stamps: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> size and time of its file, ns
+    codes: Counter[str] = field(default_factory=Counter)  # cells by the code that decoded them
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read all records.
+
+        Raises:
+            UsageError: there are none, one is damaged, or they are of different settings.
+        """
+        found = collect(folder, READ)
+        frame = with_steady_times(found.table)
+        named = {method: label for row in found.rows for method, _, budget, label in row["asked"] if budget}
+        present = set(frame.method)
+        labels = {method: named[method] for method in sorted(named, key=place) if method in present}
+        statistics = found.table[STATISTICS].combine_chunks()
+        made = cls(frame, statistics, labels, found.asked, found.stamps, values(found, "code"))
+        if mixed := configurations(found):
+            raise UsageError(
+                f"'{folder}' mixes cells that differ in {'; '.join(mixed)}: give each run its own results=DIR"
+            )
+        twice = made.cells[made.cells.duplicated(CELL)]
+        if len(twice):
+            one = twice.iloc[0]
+            raise UsageError(
+                f"'{folder}' holds two cells of {one.method} {one.structure} in row '{one.row}', made with different "
+                "settings or models: give each run its own results=DIR"
+            )
+        return made
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The first record of each cell, for what all its records share."""
+        return self.records.drop_duplicates("cell_id")
+
+    @cached_property
+    def by_cell(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """A cell's records of a phase, by both."""
+        return dict(iter(self.records.groupby(["cell_id", "phase"], sort=False)))
+
+    def cell(self, cell_id: str, phase: str) -> pd.DataFrame:
+        """One cell's records of a phase."""
+        return self.by_cell[cell_id, phase]
+
+    @property
+    def rows(self) -> list[str]:
+        """Labels of the rows that have records: by drafter, target and dataset, as in the paper's figure."""
+        columns = ["drafter_params", "target_params", "dataset", "row"]
+        return self.cells[columns].drop_duplicates().sort_values(columns).row.tolist()
+
+    @property
+    def drafters(self) -> dict[str, str]:
+        """Labels of the rows, as `rows`, and their drafters."""
+        found = self.cells.drop_duplicates("row").set_index("row").drafter
+        return {row: found[row] for row in self.rows}
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods that have records, in the registry's order; AR is not among them."""
+        return list(self.labels)
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether all models are of the paper's grid or of its stand-ins."""
+        models = set(self.cells.drafter) | set(self.cells.target)
+        return all(PAPERS.fullmatch(name) for name in models)
+
+    def statistics_of(self, cell: pd.DataFrame) -> np.ndarray:
+        """Statistics of some of the records, [records, k]."""
+        return np.array(self.statistics.take(pa.array(cell.index)).to_pylist())
+
+    def require_one_code(self, folder: Path) -> None:
+        """See that one version of the code has decoded all cells.
+
+        Raises:
+            UsageError: several have.
+        """
+        if len(self.codes) > 1:
+            raise UsageError(
+                f"'{folder}' mixes cells of several versions of the code, {self._counted()}: decode the older ones "
+                "again (the same run with redo=[code]), or take them as they are with --allow-mixed"
+            )
+
+    def notes(self) -> list[str]:
+        """What a reader has to know beside the numbers, a line each."""
+        return [line for line in (self.other_code(), self.noise_floor(), self.few_prompts(), self.missing()) if line]
+
+    def other_code(self) -> str:
+        """A line on cells of another version of the code than this one; "" if there are none."""
+        other = sum(count for code, count in self.codes.items() if code != code_hash())
+        if not other:
+            return ""
+        return f"code: {other} of {self.codes.total()} cells are of another version than this, {self._counted()}"
+
+    def _counted(self) -> str:
+        return ", ".join(f"{code or 'unknown'} ({count} cells)" for code, count in self.codes.most_common())
+
+    def noise_floor(self) -> str:
+        """A line on AR against its own paired turns, which would be 1 on a machine without noise; "" without times."""
+        ratios = ar_against_ar(self.records)
+        if not ratios:
+            return ""
+        low, high = min(ratios.values()), max(ratios.values())
+        return (
+            f"noise floor: AR against AR in paired turns gives {low:.3f} to {high:.3f} by row, where 1 would be right"
+        )
+
+    def few_prompts(self) -> str:
+        """A line where token rates rest on few prompts; "" elsewhere."""
+        speed = self.records[self.records.phase == "speed"]
+        least = speed.groupby("cell_id").prompt_id.nunique().min() if len(speed) else FEW
+        if least >= FEW:
+            return ""
+        return f"few prompts: some token rates are of {least} prompts; an interval over fewer than {FEW} says little"
+
+    def missing(self) -> str:
+        """A line on the cells that were asked for and are not there; "" if none."""
+        have = set(self.cells[["row", "method", "structure"]].itertuples(index=False, name=None))
+        wanted = dict.fromkeys(map(tuple, self.asked))
+        absent = [cell for cell in wanted if cell not in have]
+        if not absent:
+            return ""
+        rows = list(dict.fromkeys(row for row, *_ in absent))
+        whole = len(set(rows) - {row for row, *_ in have})
+        named = "; ".join(rows[:3]) + ("; ..." if len(rows) > 3 else "")
+        return f"missing: {len(absent)} of {len(wanted)} cells, in {len(rows)} rows ({whole} of them whole): {named}"
+
+
+def place(method: str) -> int:
+    """Where a method stands in figures: the paper's in its order, then the others as they were asked for."""
+    return ORDER.index(method) if method in ORDER else len(ORDER)
+
+
+def ar_against_ar(records: pd.DataFrame) -> dict[str, float]:
+    """By row, the token rate of AR's own cell: AR relative to AR on the same prompts, in alternating turns."""
+    speed = records[(records.phase == "speed") & (records.budget == 0)]
+    return {row: metrics.token_rate(own).value for row, own in speed.groupby("row")}
+
+
+def with_steady_times(table: pa.Table) -> pd.DataFrame:
+    """Records' `COLUMNS`, and the seconds of their blocks, the method's and AR's, without stalls.
+
+    Records of before there were times of blocks count with all their decoding seconds.
+    """
+    frame = table.select(COLUMNS).to_pandas()
+    prompts = frame.groupby(["cell_id", "prompt_id"], sort=False).ngroup().to_numpy()
+    for column, name in BLOCKS.items():
+        lists = table[column].combine_chunks()
+        counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+        rows = np.repeat(np.arange(len(frame)), counts)
+        blocks = without_stalls(lists.flatten().to_numpy().astype(float), prompts[rows])
+        whole = frame[column.replace("block_us", "decode_s")]
+        frame[name] = np.where(counts > 0, np.bincount(rows, blocks, len(frame)) / 1e6, whole)
+    return frame
