@@ -102,7 +102,7 @@ def test_the_full_stand_in_grid_takes_more_prompts_where_accuracy_needs_them():
     assert len(numbers) == 6
     assert numbers.pop(("opt-13.2m", "debian-de-en")) == 300
     assert numbers.pop(("opt-13.2m", "debian-synopsis")) == 600
-    assert set(numbers.values()) == {128}
+    assert set(numbers.values()) == {160}
     assert {c.dataset.num_prompts for c in rows("experiment=standin_full", "dataset.num_prompts=5")} == {5}
 
 

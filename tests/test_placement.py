@@ -288,7 +288,7 @@ def test_rows_share_a_pair_that_has_the_room_for_their_batches():
         config, _ = compose(["experiment=smoke", "drafter=opt-25k", f"target=opt-{target}", f"dataset={dataset}"])
         pair = pairs.pair_of(config, Found(), *room)
         assert [held for held, _ in pairs.HELD.values()] == [pair]
-    assert loads == [(4, 100), (4, 150), (1, 9)]
+    assert loads == [(4, 100, True), (4, 150, True), (1, 9, True)]
     pairs.release_pair()
 
 
@@ -305,6 +305,6 @@ def test_room_is_kept_for_the_prompts_that_a_row_has(monkeypatch):
     row = run.RowRunner(planned.row)
     longest = max(len(example.prompt) for example in row.examples)
     new = planned.row.config.decode.max_new_tokens
-    assert asked == [(len(row.examples), longest + new + run.TREE_POSITIONS)]
+    assert asked == [(len(row.examples), longest + new + run.TREE_POSITIONS, True)]
     assert longest < planned.row.config.dataset.max_prompt_tokens
     pairs.release_pair()

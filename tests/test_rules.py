@@ -1,6 +1,7 @@
 """Verification rules alone: the certificate's enumeration, its own checks, and rules that it must reject."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_more_drafts_are_accepted_more_often(rule, replacement):
 def test_a_rule_that_does_not_renormalise_the_draft_law_is_rejected():
     from rsdbench.certificate.mutants import not_renormalised
 
-    assert worst(not_renormalised, 2, replacement=False) > 1e-3
+    assert worst(partial(not_renormalised, recursive_rejection), 2, replacement=False) > 1e-3
 
 
 def test_without_drafts_the_residual_is_p():

@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rsdbench.errors import UsageError
+from rsdbench.notes import note
 from rsdbench.results.cell_metrics import try_to_refresh
 from rsdbench.runner import progress, store
-from rsdbench.runner.compose import CONFIGS
+from rsdbench.runner.compose import CONFIGS, CUSTOM
 from rsdbench.runner.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
 from rsdbench.runner.preemption import CODE, Preempted, preemptible
 from rsdbench.runner.redo import finished, set_aside
@@ -107,6 +108,10 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
         UsageError: the results folder, a model or the data cannot be used.
     """
     prepare(rows)
+    for planned in rows:
+        chosen = {o.partition("=")[0]: o.partition("=")[2] for o in planned.overrides}
+        if "dataset.path" in chosen and chosen.get("dataset") not in (None, CUSTOM):
+            note(f"dataset={chosen['dataset']} keeps its label, template and metric; dataset.path alone inherits none")
     if again := set_aside(rows):
         print(f"redo: {again} cells are decoded again; what they were is in RESULTS/progress/replaced", file=sys.stderr)
     found = {c: store.code_of(c, planned.results) for planned in rows for c in planned.cells}

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rsdbench.errors import UsageError
 from rsdbench.models.checkpoints import local_checkpoint, resolve_checkpoint
 from rsdbench.models.quantization import check_quantization
-from rsdbench.notes import note
 from rsdbench.results.schema import AXES
 from rsdbench.tasks.examples import check_dataset
 
@@ -70,15 +69,12 @@ def row_jobs(overrides: list[str]) -> list[tuple[list[str], DictConfig]]:
         UsageError: the experiment names no values for an axis that is left open.
     """
     config, choices = compose(overrides)
-    given = {override.key_or_group for override in parsed(overrides)}
     values = []
     for axis, axes in AXES.items():
         chosen = CUSTOM if choices[axis] == "all" and config[axis].path is not None else choices[axis]
         alias = OmegaConf.to_container(config.dataset_alias) if axis == "dataset" else {}
         if chosen == "all" and not config.grid[axes]:
             raise UsageError(f"experiment '{config.name}' has no list of {axes}: choose one with {axis}=NAME")
-        if axis == "dataset" and chosen not in (CUSTOM, "all") and f"{axis}.path" in given:
-            note(f"dataset={chosen} keeps its label, template and metric; dataset.path alone inherits nothing")
         values.append([alias.get(v, v) for v in (config.grid[axes] if chosen == "all" else [chosen])])
     others = [text for text, o in zip(overrides, parsed(overrides), strict=True) if o.key_or_group not in AXES]
     jobs = [

@@ -45,6 +45,7 @@ class PlannedRow:
             "format": FORMAT, "rsdbench": __version__, "code": code_hash(), "schema": SCHEMA, "row": self.row.name,
             "label": self.row.label, "results": str(self.results), "overrides": self.overrides,
             "cells": [{"id": c.id, "method": c.method, "structure": c.structure} for c in self.cells],
+            "elsewhere": sorted(self.elsewhere),
         }  # fmt: skip
 
     @cached_property
@@ -228,8 +229,7 @@ def read_task(file: Path, task: int) -> PlannedRow:
             found = line.get(key)
             raise UsageError(f"manifest '{file}' was planned by {key} {found}, and this is {key} {mine}: {again}")
     rows = planned_rows(line.get("overrides", []))
-    listed = [cell["id"] for cell in line.get("cells", [])]
-    own = [replace(row, elsewhere=frozenset({c.id for c in row.cells} - set(listed))) for row in rows]
+    own = [replace(row, elsewhere=frozenset(line.get("elsewhere", ()))) for row in rows]
     if len(own) != 1 or own[0].line["cells"] != line.get("cells"):
         raise UsageError(
             f"task {task} of manifest '{file}' no longer gives the cells that were planned: its configuration, models "
