@@ -49,7 +49,7 @@ def test_the_exceptions_are_all_in_use():
     assert {(a, b) for a, b in UPWARD if b in used()[a]} == UPWARD
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", sorted(TOOLS))
 def test_tools_use_none_of_the_folders(tool):
     assert set(imports(PACKAGE / f"{tool}.py")) <= TOOLS
 
