@@ -21,7 +21,7 @@ from train_standins import RECIPES
 
 from rsdbench import generate, load_pair
 from rsdbench.models.pair import Pair
-from rsdbench.results.metrics import RESAMPLES_ACCURACY, estimate, resampled_counts
+from rsdbench.results.metrics import RESAMPLES_ACCURACY, estimate, weights
 from rsdbench.runner.compose import row_configs
 from rsdbench.tasks.examples import answer_text, load_examples, stop_tokens
 from rsdbench.tasks.scores import of_resamples, of_texts
@@ -80,7 +80,9 @@ def scores(found: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (dataset, metric, model), own in found.groupby(["dataset", "metric", "model"], sort=False):
         prompts = own.id.nunique()
-        counts = np.tile(resampled_counts(prompts, RESAMPLES_ACCURACY), ANSWERS)  # a prompt comes with all its answers
+        counts = np.tile(
+            weights("", tuple(range(prompts)))[: 1 + RESAMPLES_ACCURACY], ANSWERS
+        )  # a prompt comes with all its answers
         value = estimate(of_resamples(metric, of_texts(metric, own.answer, own.reference), counts))
         rows.append((model, dataset, metric, prompts, *(round(x, 2) for x in value)))
     return pd.DataFrame(rows, columns=["model", "dataset", "metric", "prompts", "score", "low", "high"])

@@ -16,6 +16,10 @@ REFERENCES = [
 ]  # fmt: skip
 
 
+def estimated(metric, frame):
+    return metric.estimate(metrics.Sample(frame))
+
+
 def quality(**columns):
     n = len(next(iter(columns.values())))
     base = {"depth": [6] * n, "drafter_params": [1] * n, "target_params": [20] * n, "metric": ["bleu"] * n}
@@ -23,14 +27,14 @@ def quality(**columns):
 
 
 def test_block_efficiency_is_a_ratio_of_sums():
-    value, low, high = metrics.block_efficiency(quality(new_tokens=[10, 100, 30], blocks=[10, 20, 30]))
+    value, low, high = estimated(metrics.BLOCK_EFFICIENCY, quality(new_tokens=[10, 100, 30], blocks=[10, 20, 30]))
     assert value == pytest.approx(140 / 60)
     assert 1.0 <= low <= value <= high <= 5.0
 
 
 def test_mbsu_divides_by_the_cost_of_drafting():
     frame = quality(new_tokens=[10, 100], blocks=[10, 20])
-    assert metrics.mbsu(frame).value == pytest.approx(110 / 30 / (6 / 20 + 1))
+    assert estimated(metrics.MBSU, frame).value == pytest.approx(110 / 30 / (6 / 20 + 1))
 
 
 def test_token_rate_is_relative_to_ar_on_the_same_prompts():
@@ -43,11 +47,11 @@ def test_token_rate_is_relative_to_ar_on_the_same_prompts():
             "ar_steady_s": [2.0, 2.0],
         }
     )
-    assert metrics.token_rate(frame) == pytest.approx((2.0, 2.0, 2.0))
+    assert estimated(metrics.TOKEN_RATE, frame) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_one_prompt_has_no_width():
-    assert metrics.block_efficiency(quality(new_tokens=[12], blocks=[4])) == pytest.approx((3, 3, 3))
+    assert estimated(metrics.BLOCK_EFFICIENCY, quality(new_tokens=[12], blocks=[4])) == pytest.approx((3, 3, 3))
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -57,7 +61,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     for _ in range(200):
         blocks = rng.integers(10, 30, 100)
         frame = quality(new_tokens=(blocks * rng.gamma(20, 0.1, 100)), blocks=blocks)
-        _, low, high = metrics.block_efficiency(frame)
+        _, low, high = estimated(metrics.BLOCK_EFFICIENCY, frame)
         covered += low <= 2.0 <= high
     assert covered >= 0.87 * 200
 
@@ -84,7 +88,10 @@ def test_rouge_is_the_mean_of_the_librarys():
 @pytest.mark.parametrize("metric", ["bleu", "rouge2"])
 def test_accuracy_is_paired_by_prompt(metric):
     statistics = scores.of_texts(metric, TEXTS, REFERENCES)
-    ar = metrics.resampled_scores(metric, statistics)
-    assert metrics.accuracy(metric, statistics, ar) == pytest.approx((1.0, 1.0, 1.0))
-    perfect = scores.of_texts(metric, REFERENCES, REFERENCES)
-    assert metrics.accuracy(metric, perfect, ar).value > 1.2
+    frame = quality(new_tokens=[1] * len(TEXTS)).assign(metric=metric)
+    ar = metrics.Sample(frame, statistics)
+    order = [3, 1, 0, 2, 4]  # whatever the order of the records
+    same = metrics.Sample(frame.iloc[order], statistics[order], ar)
+    assert metrics.ACCURACY.estimate(same) == pytest.approx((1.0, 1.0, 1.0))
+    perfect = metrics.Sample(frame, scores.of_texts(metric, REFERENCES, REFERENCES), ar)
+    assert metrics.ACCURACY.estimate(perfect).value > 1.2

@@ -19,6 +19,10 @@ from rsdbench.runner.timing import OFF, RETAKES, Reference, Turn, take
 STALL_US = 2_000_000
 
 
+def rate_of(frame):
+    return metrics.TOKEN_RATE.estimate(metrics.Sample(frame))
+
+
 def test_without_stalls_nothing_changes():
     random = np.random.default_rng(0)
     blocks, prompts = random.uniform(1, 2.5, 500), random.integers(8, size=500)
@@ -36,11 +40,11 @@ def test_a_stalled_block_counts_like_a_quick_one_of_its_prompt():
 def test_a_turn_that_is_disturbed_all_along_moves_nothing():
     """As by another program's threads: every block of one of the method's turns takes 300 times as long."""
     own, ar, tokens = quiet_cell()
-    quiet = metrics.token_rate(frame_of(own, ar, tokens)).value
+    quiet = rate_of(frame_of(own, ar, tokens)).value
     for turn in range(len(own)):
         disturbed = [[300 * b for b in blocks] if i == turn else blocks for i, blocks in enumerate(own)]
         if len(own[turn]) <= 0.75 * (len(own[turn]) + len(own[turn ^ 1])):
-            assert metrics.token_rate(frame_of(disturbed, ar, tokens)).value == pytest.approx(quiet, rel=0.02)
+            assert rate_of(frame_of(disturbed, ar, tokens)).value == pytest.approx(quiet, rel=0.02)
 
 
 def frame_of(own, ar, tokens, stalled=None):
@@ -82,18 +86,18 @@ def quiet_cell(seed=0, prompts=4):
 def test_on_a_quiet_machine_the_rate_is_the_plain_ratio():
     for seed in range(5):
         frame = frame_of(*quiet_cell(seed))
-        assert metrics.token_rate(frame).value == pytest.approx(metrics.plain_token_rate(frame), rel=1e-2)
+        assert rate_of(frame).value == pytest.approx(metrics.plain_token_rate(frame), rel=1e-2)
 
 
 def test_a_stall_in_any_one_block_moves_nothing():
     """Every block of every turn in turn, of the method and of AR; the plain ratio is bent beyond use."""
     own, ar, tokens = quiet_cell()
-    quiet, bent = metrics.token_rate(frame_of(own, ar, tokens)), []
+    quiet, bent = rate_of(frame_of(own, ar, tokens)), []
     for who, turns in enumerate((own, ar)):
         for turn, blocks in enumerate(turns):
             for block in range(len(blocks)):
                 frame = frame_of(own, ar, tokens, (who, turn, block))
-                value, *ends = metrics.token_rate(frame)
+                value, *ends = rate_of(frame)
                 assert value == pytest.approx(quiet.value, rel=0.01)
                 assert ends == pytest.approx(quiet[1:], rel=0.03)
                 bent.append(metrics.plain_token_rate(frame) / quiet.value)
@@ -131,7 +135,7 @@ def timed(row, monkeypatch, at):
     monkeypatch.setattr(clock, "time", stalled)
     rows = {(r["prompt_id"], r["turn"]): r for batch in runner.speed(cell, {}) for r in batch}
     table = pa.table({name: [r.get(name) for r in rows.values()] for name in [*COLUMNS, "block_us", "ar_block_us"]})
-    return metrics.token_rate(with_steady_times(table)), stalled.looks
+    return rate_of(with_steady_times(table)), stalled.looks
 
 
 def test_a_clock_that_stalls_in_a_run_moves_no_point(row, monkeypatch):
@@ -215,7 +219,7 @@ def test_the_interval_covers_the_spread_of_turns_and_prompts():
             "prompt_id": np.repeat(np.arange(24), 2), "new_tokens": 20.0, "steady_s": seconds, "ar_new_tokens": 20.0,
             "ar_steady_s": 1.0,
         })  # fmt: skip
-        _, low, high = metrics.token_rate(frame)
+        _, low, high = rate_of(frame)
         covered += low <= np.exp(-0.01) <= high  # the mean of a product of two such factors
     assert 0.85 * 200 <= covered < 200
 

@@ -21,7 +21,7 @@ from rsdbench.certificate.joint import LEAST_EXPECTED, upper_tail, warp_text
 from rsdbench.decoding.drafting import NoDrafting
 from rsdbench.decoding.loop import generate
 from rsdbench.decoding.methods import BASELINE, METHODS
-from rsdbench.results.metrics import LEVEL, RESAMPLES_ACCURACY, resampled_counts
+from rsdbench.results.metrics import LEVEL, RESAMPLES_ACCURACY, weights
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.compose import row_configs
 from rsdbench.runner.run import RowRunner
@@ -101,7 +101,7 @@ def score_difference(ours: Sample, theirs: Sample, metric: str, seed: int) -> Di
         """Of resamples that take some prompts' texts from ours and some from theirs."""
         return of_resamples(metric, statistics, np.hstack((own, other)))
 
-    counts = resampled_counts(prompts, RESAMPLES_ACCURACY)
+    counts = weights("", tuple(range(prompts)))[: 1 + RESAMPLES_ACCURACY]
     nothing = np.zeros_like(counts)
     differences = scores(counts, nothing) - scores(nothing, counts)
     kept = np.random.default_rng(seed).integers(0, 2, size=(PERMUTATIONS, prompts))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rsdbench.cli.output import TABLES, check_format, command_parser, screen, write_frame
 from rsdbench.plotting.grid import metric_named
 from rsdbench.results.comparison import Best, bests
-from rsdbench.results.points import METRICS
+from rsdbench.results.metrics import COMPARED
 from rsdbench.results.results import Results
 
 SHOWN = 4  # rivals of each row
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         "rsdbench best results/standin --budget 14 --metric token_rate",
     )  # fmt: skip
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
-    names = ", ".join(metric.replace(" ", "_").casefold() for metric in METRICS[:3])
+    names = ", ".join(metric.name for metric in COMPARED)
     parser.add_argument("--metric", default="token_rate", help=f"{names} (%(default)s)")
     parser.add_argument("--budget", type=int, metavar="N", help="only structures of so many draft tokens (any)")
     parser.add_argument("--out", type=Path, help=f"a file, {', '.join(TABLES)}: a line a comparison")

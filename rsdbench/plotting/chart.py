@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rsdbench.errors import UsageError
+from rsdbench.results.metrics import CATALOGUE
 from rsdbench.results.points import METRICS
 
 # the paper's styles; a method that is not among them gets the next colour of a palette
@@ -22,7 +23,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "rsd_c": {"color": "tab:green", "linestyle": "--", "marker": "D", "markersize": 2.6},
     "rsd_s": {"color": "tab:blue", "linestyle": "-", "marker": "o", "markersize": 2.8},
 }
-RATIOS = ("token rate", "accuracy")  # to autoregressive decoding, which is 1
 ACCURACY = (0.7, 1.3)  # the paper's axis
 WIDTH, ROW_HEIGHT = 17 / 2.54, 0.86  # inches: the width of a printed page
 TOP, LEFT, RIGHT, BOTTOM = 0.24, 0.78, 0.06, 0.5  # inches around the charts, without title, legend and note
@@ -113,14 +113,14 @@ def fill(
             own = points[(points.row == row) & (points.metric == metric)].dropna(subset="value")
             for method, label in labels.items():
                 curve(axes, own[own.method == method], plain(label), styles[method], wishes.band)
-            if metric in RATIOS:
+            if CATALOGUE[metric].relative:
                 axes.axhline(1.0, color="0.6", linewidth=0.7, zorder=0)  # autoregressive decoding
             axes.set(xlabel="", ylabel="", ylim=limits.get((rows[row], metric)) or limits_of(own, metric))
             outside(axes, own, styles)
             axes.tick_params(left=False)
         line[0].set_ylabel(plain(row.replace(", ", "\n")))
     for axes, metric in zip(grid[0], wishes.columns, strict=True):
-        axes.set_title(f"{metric} (AR = 1)" if metric in RATIOS else metric)
+        axes.set_title(f"{metric} (AR = 1)" if CATALOGUE[metric].relative else metric)
     for axes in grid[-1]:
         axes.set(xticks=sorted(points.budget.unique()), xlabel="num. tokens at target")
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from rsdbench.errors import UsageError
 from rsdbench.plotting.chart import WIDTH, Wishes, draw
+from rsdbench.results.metrics import CATALOGUE
 from rsdbench.results.points import METRICS, all_points, figure_points
 from rsdbench.results.results import ORDER, Results
 
@@ -138,11 +139,10 @@ def metric_named(name: str) -> str:
     Raises:
         UsageError: there is none.
     """
-    known = {metric.casefold(): metric for metric in METRICS}
-    plain = name.replace("_", " ").replace("-", " ").casefold()
+    known = {metric.name: metric.label for metric in CATALOGUE.values()}
+    plain = name.replace(" ", "_").replace("-", "_").casefold()
     if plain not in known:
-        options = ", ".join(metric.replace(" ", "_").casefold() for metric in METRICS)
-        raise UsageError(f"there is no metric '{name}': choose from {options}")
+        raise UsageError(f"there is no metric '{name}': choose from {', '.join(known)}")
     return known[plain]
 
 

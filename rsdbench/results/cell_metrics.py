@@ -6,10 +6,10 @@ A cell's row stays as it is while its record, and AR's of the same row, are the 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,14 +18,14 @@ from rsdbench.errors import UsageError
 from rsdbench.files import whole_file
 from rsdbench.results import metrics
 from rsdbench.results.collect import stamps_of
+from rsdbench.results.metrics import CATALOGUE, Estimate, Metric
 from rsdbench.results.points import unsteady_line
 from rsdbench.results.results import Results
 from rsdbench.results.schema import AXES
 
 NAME = "metrics.parquet"
 STAMP = "record"  # column: sizes and times of the files that a row was computed from
-ESTIMATES = ("block_efficiency", "mbsu", "token_rate", "accuracy")  # each with _low and _high, its 95 % interval
-FORMAT = 2  # of the rows: a change of how they are computed computes all anew
+FORMAT = 3  # of the rows: a change of how they are computed computes all anew
 ROUNDS = 3  # times to look whether other processes have added records meanwhile
 
 
@@ -57,61 +57,34 @@ def try_to_refresh(results: Path) -> None:
 def cell_metrics(results: Results, known: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a cell. known: an earlier answer, whose rows are taken where nothing has changed.
 
-    Columns: cell_id, row, drafter, target, dataset, method, structure, budget, depth, seed; `ESTIMATES`, each with
+    Columns: cell_id, row, drafter, target, dataset, method, structure, budget, depth, seed; the four metrics, each with
     _low and _high, NaN where there is nothing to compute them from; mean_block_efficiency, the mean over prompts of
     each one's own; prompts; timed_prompts, turns (timed decodings), steady (whether AR was in step in nearly all of
     them), unsteady_turns, stalls (share of the time that stalls took), plain_token_rate (with them).
     """
-    base = dict(results.cells[results.cells.budget == 0][["row", "cell_id"]].itertuples(index=False))
     # what a cell's metrics depend on: this code, its own file and that of AR in its row
     stamps = {
-        cell: f"{FORMAT} {results.stamps.get(cell)} {results.stamps.get(base.get(row, ''))}"
+        cell: f"{FORMAT} {results.stamps.get(cell)} {results.stamps.get(results.base.get(row, ''))}"
         for row, cell in results.cells[["row", "cell_id"]].itertuples(index=False)
     }
     kept = {} if known is None else {row["cell_id"]: row for row in known.to_dict("records")}
-    scores = BaselineScores(results)
     rows = []
-    for cell, records in results.records.groupby("cell_id", sort=False):
+    for cell in results.cells.cell_id:
         same = cell in kept and kept[cell].get(STAMP) == stamps[cell]
-        rows.append(kept[cell] if same else {**one_cell(records, scores), STAMP: stamps[cell]})
+        rows.append(kept[cell] if same else {**one_cell(results, cell), STAMP: stamps[cell]})
     return pd.DataFrame(rows).astype(dict.fromkeys(("budget", "depth", "seed"), "int64"))
 
 
-class BaselineScores:
-    """AR's prompts and resampled scores in each row, computed when they are asked for."""
-
-    def __init__(self, results: Results) -> None:
-        self.results = results
-        records = results.records
-        base = records[(records.budget == 0) & (records.phase == "quality")]
-        self.records = {row: own.sort_values("prompt_id") for row, own in base.groupby("row")}
-        self.scores: dict[str, np.ndarray] = {}
-
-    def accuracy(self, quality: pd.DataFrame) -> metrics.Estimate | None:
-        """A cell's, relative to AR on the same prompts; None where the row has no such."""
-        row, metric = quality.row.iloc[0], quality.metric.iloc[0]
-        own, base = quality.sort_values("prompt_id"), self.records.get(row)
-        if base is None or base.prompt_id.tolist() != own.prompt_id.tolist():
-            return None
-        if row not in self.scores:
-            self.scores[row] = metrics.resampled_scores(metric, self.results.statistics_of(base))
-        return metrics.accuracy(metric, self.results.statistics_of(own), self.scores[row])
-
-
-def one_cell(records: pd.DataFrame, scores: BaselineScores) -> dict[str, Any]:
+def one_cell(results: Results, cell_id: str) -> dict[str, Any]:
     """A cell's row."""
-    first = records.iloc[0]
-    quality, speed = (records[records.phase == phase] for phase in ("quality", "speed"))
-    unknown = metrics.Estimate(*[float("nan")] * 3)
-    found = dict.fromkeys(ESTIMATES, unknown)
-    if len(quality):
-        found |= {"block_efficiency": metrics.block_efficiency(quality), "mbsu": metrics.mbsu(quality)}
-        found["accuracy"] = scores.accuracy(quality) or unknown
-    if len(speed):
-        found["token_rate"] = metrics.token_rate(speed)
-    columns = ("cell_id", "row", *AXES, "method", "structure", "budget", "depth", "seed")
+    first = results.cells.set_index("cell_id").loc[cell_id]
+    empty = results.records.iloc[:0]
+    quality, speed = (results.by_cell.get((cell_id, phase), empty) for phase in ("quality", "speed"))
+    found = {metric.name: known(results, metric, cell_id) for metric in CATALOGUE.values()}
+    columns = ("row", *AXES, "method", "structure", "budget", "depth", "seed")
     ends = "", "_low", "_high"
     return {
+        "cell_id": cell_id,
         **{name: first[name] for name in columns},
         **{f"{name}{end}": value for name, x in found.items() for end, value in zip(ends, x, strict=True)},
         "mean_block_efficiency": metrics.mean_block_efficiency(quality) if len(quality) else float("nan"),
@@ -122,6 +95,15 @@ def one_cell(records: pd.DataFrame, scores: BaselineScores) -> dict[str, Any]:
         if len(speed) else float("nan"),
         "plain_token_rate": metrics.plain_token_rate(speed) if len(speed) else float("nan"),
     }  # fmt: skip
+
+
+def known(results: Results, metric: Metric, cell_id: str) -> Estimate:
+    """A metric of a cell; NaN where there is nothing to compute it from, or AR has other prompts."""
+    with suppress(UsageError):
+        drawn = results.values(metric, cell_id)
+        if drawn is not None:
+            return metrics.estimate(drawn)
+    return Estimate(*[float("nan")] * 3)
 
 
 def read(path: Path) -> pd.DataFrame | None:

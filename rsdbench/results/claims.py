@@ -2,7 +2,7 @@
 
 A claim is a set of quantities, each with the region in which it must lie. It holds if all their intervals lie inside,
 fails if one of them lies wholly outside, and is undecided otherwise. Intervals are simultaneous within a claim
-(Bonferroni) at 95 %, from the resamples of `Resampled`. Structures are chosen once, on the sample, as for the figure.
+(Bonferroni) at 95 %, from the resamples of `metrics`. Structures are chosen once, on the sample, as for the figure.
 
 Source of the claims: Jeon et al., arXiv 2402.14160, figure 3.
 """
@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from rsdbench.results.points import best, values
-from rsdbench.results.resampled import ACCURACY, EFFICIENCY, LEVEL, MBSU, RATE, Resampled, Values
+from rsdbench.results.metrics import CATALOGUE, LEVEL, Values
+from rsdbench.results.points import METRICS, best, values
 from rsdbench.results.results import ORDER, Results
 
+EFFICIENCY, MBSU, RATE, ACCURACY = METRICS
 RECURSIVE, OTHERS = ORDER[2:], ORDER[:2]
 TASKS = ("bleu", "rouge2")  # by what their answers are scored: WMT and XSum, or what stands for them
 ABOVE_ONE, BELOW_ONE = (1.0, np.inf), (0.0, 1.0)  # of ratios
@@ -87,12 +88,12 @@ def claims(results: Results) -> list[Claim]:
     ]
 
 
-class Curves(Resampled):
+class Curves:
     """The figure's points as `Values`, each computed when it is asked for."""
 
     def __init__(self, results: Results) -> None:
-        super().__init__(results)
         chosen = best(values(results))
+        self.results = results
         self.labels = results.labels
         self.rows = results.cells.drop_duplicates("row").set_index("row")  # drafter, target, metric of each row
         self.budgets = sorted(set(chosen.budget))
@@ -105,7 +106,7 @@ class Curves(Resampled):
         if key not in self.points:
             metric, row, *rest = key
             cell = self.chosen.get((EFFICIENCY if metric == ACCURACY else metric, row, *rest))
-            self.points[key] = None if cell is None else self.metrics[metric](cell)
+            self.points[key] = None if cell is None else self.results.values(CATALOGUE[metric], cell)
         if self.points[key] is None:
             self.lacking[self.text(*key)] = None
         return self.points[key]
@@ -114,7 +115,7 @@ class Curves(Resampled):
         """A point that is not there, in words: of more of them at once, where whole methods or columns lack."""
         if method not in self.labels:
             return NAMES[method]
-        if metric == ACCURACY and row not in self.base:
+        if metric == ACCURACY and row not in self.results.base:
             return f"AR in {row}"
         if metric == RATE and not any(key[0] == RATE for key in self.chosen):
             return "token rates"

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from rsdbench.errors import UsageError
-from rsdbench.results.metrics import Estimate
-from rsdbench.results.points import MEMBER, Estimates, values
-from rsdbench.results.resampled import ACCURACY, LEVEL, Resampled, Values
+from rsdbench.results import metrics
+from rsdbench.results.metrics import ACCURACY, CATALOGUE, LEVEL, Estimate, Values
+from rsdbench.results.points import MEMBER, values
 from rsdbench.results.results import Results
 
 AR = "AR"  # which has 1 in block efficiency, MBSU and token rate
@@ -83,7 +83,7 @@ def bests(results: Results, metric: str, budget: int | None) -> list[Best]:
     Raises:
         UsageError: no cell has this metric or budget.
     """
-    if metric == ACCURACY:
+    if metric == ACCURACY.label:
         raise UsageError("accuracy tells no method from another, they are all lossless: take another metric")
     known = values(results)
     known = known[known.metric == metric]
@@ -93,8 +93,7 @@ def bests(results: Results, metric: str, budget: int | None) -> list[Best]:
     if budget is not None and budget not in budgets:
         raise UsageError(f"these results have no budget {budget}: choose from {', '.join(map(str, budgets))}")
     known = known if budget is None else known[known.budget == budget]
-    resampled, estimates = Resampled(results), Estimates(results)
-    return [best_of(row, known[known.row == row], results, resampled, estimates) for row in present(results, known)]
+    return [best_of(row, known[known.row == row], results) for row in present(results, known)]
 
 
 def present(results: Results, known: pd.DataFrame) -> Iterator[str]:
@@ -102,16 +101,17 @@ def present(results: Results, known: pd.DataFrame) -> Iterator[str]:
     return (row for row in results.rows if row in set(known.row))
 
 
-def best_of(row: str, own: pd.DataFrame, results: Results, resampled: Resampled, estimates: Estimates) -> Best:
+def best_of(row: str, own: pd.DataFrame, results: Results) -> Best:
     """The best of some cells of a row."""
     members = list(own.sort_values("value", ascending=False, kind="stable")[MEMBER].itertuples(index=False))
     first, *others = members
-    drawn = [np.log(resampled.metrics[first.metric](member.cell_id)) for member in members]
+    found = [results.values(CATALOGUE[first.metric], member.cell_id) for member in members]
+    drawn = [np.log(values) for values in found]
     z = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / len(members))
     rivals = [
         rival(name_of(results, other), drawn[0] - theirs, z) for other, theirs in zip(others, drawn[1:], strict=True)
     ]
-    estimate = estimates.best(members)
+    estimate = metrics.best_of(found)
     return Best(row, first.metric, name_of(results, first), first.budget, estimate, rivals, rival(AR, drawn[0], z))
 
 

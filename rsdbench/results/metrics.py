@@ -1,16 +1,21 @@
-"""The four metrics of a cell with bootstrap intervals over prompts.
+"""The four metrics. Each is one object: what it is computed from, how, and how it is called.
 
-Each metric is a function of sums over prompts, so a resample is a row of counts: how often each prompt was drawn.
+All are functions of sums over a cell's prompts. Intervals are of the Bayesian bootstrap (Rubin, Annals of Statistics
+1981): a resample gives each prompt an exponential weight, the same in all cells that have it, so that what cells share
+cancels out of their ratios. A prompt is weighed with all of its turns.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from rsdbench.seeds import seed_from
 from rsdbench.tasks.scores import of_resamples
 
 RESAMPLES = 1000
@@ -18,6 +23,9 @@ RESAMPLES_ACCURACY = 300  # corpus BLEU goes through sacrebleu for each resample
 LEVEL = 0.95
 UNSTEADY = 0.1  # share of a cell's turns that may be out of step
 SEED = 20240222  # of the resampling: the same records give the same intervals
+ADDED = ["new_tokens", "blocks", "steady_s", "ar_new_tokens", "ar_steady_s"]  # columns of records that add up
+
+Values = np.ndarray  # [1 + resamples]: of the sample, and of each resample
 
 
 class Estimate(NamedTuple):
@@ -28,14 +36,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-@lru_cache(maxsize=8)
-def resampled_counts(prompts: int, resamples: int) -> np.ndarray:
-    """How often each prompt is drawn, [1 + resamples, prompts]; the first row is the sample itself."""
-    drawn = np.random.default_rng(SEED).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    return np.vstack([np.ones((1, prompts), dtype=drawn.dtype), drawn])
-
-
-def estimate(values: np.ndarray) -> Estimate:
+def estimate(values: Values) -> Estimate:
     """The first entry as the value, percentiles of the others as the interval; undefined resamples are left out."""
     finite = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(finite):
@@ -44,41 +45,56 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values[0]), float(low), float(high))
 
 
-def ratio(numerator: pd.Series, denominator: pd.Series) -> np.ndarray:
-    """Sum over sum, for the sample and for each resample, [1 + RESAMPLES]."""
-    counts = resampled_counts(len(numerator), RESAMPLES)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (counts @ numerator.to_numpy(float)) / (counts @ denominator.to_numpy(float))
+@lru_cache(maxsize=100_000)
+def weight(dataset: str, prompt: object) -> Values:
+    """One prompt's weights: 1 for the sample, exponential ones for the resamples."""
+    drawn = np.random.default_rng(seed_from(f"{SEED} {(dataset, prompt)}")).exponential(size=RESAMPLES)
+    return np.concatenate([[1.0], drawn])
 
 
-def prompt_sums(records: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """By cell and phase, each prompt's sums, in the order of the records."""
-    sums = ["new_tokens", "blocks", "steady_s", "ar_new_tokens", "ar_steady_s"]
-    every = records.groupby(["cell_id", "phase", "prompt_id"], sort=False)[sums].sum()
-    return {key: own.droplevel([0, 1]) for key, own in every.groupby(level=[0, 1], sort=False)}
+@lru_cache(maxsize=64)
+def weights(dataset: str, prompts: tuple[object, ...]) -> np.ndarray:
+    """Weights of prompts, [1 + RESAMPLES, prompts]."""
+    return np.stack([weight(dataset, prompt) for prompt in prompts], 1)
 
 
-def resampled(metric: str, sums: pd.DataFrame, prompts: pd.Index, cost: float) -> np.ndarray:
-    """Block efficiency, MBSU or token rate of the sample and of each resample of some prompts, [1 + RESAMPLES].
+@dataclass(frozen=True)
+class Sample:
+    """A cell's records of one phase, and their weighted sums.
 
-    sums: of a cell, as `prompt_sums`, which may lack some of the prompts; cost: as `block_cost`.
+    statistics: of the answers, in the order of the records, [records, k]; base: AR's sample in the same row.
     """
-    sums = sums.reindex(prompts, fill_value=0)
-    if metric == "token rate":
-        return ratio(sums.new_tokens, sums.steady_s) / ratio(sums.ar_new_tokens, sums.ar_steady_s)
-    return ratio(sums.new_tokens, sums.blocks) / (cost if metric == "MBSU" else 1)
 
+    records: pd.DataFrame
+    statistics: np.ndarray | None = None
+    base: Sample | None = None
 
-def block_efficiency(quality: pd.DataFrame) -> Estimate:
-    """Generated tokens / blocks."""
-    return estimate(ratio(quality.new_tokens, quality.blocks))
+    @cached_property
+    def by_prompt(self) -> pd.DataFrame:
+        """Sums of each prompt's turns."""
+        known = [column for column in ADDED if column in self.records]
+        return self.records.groupby("prompt_id", sort=False)[known].sum()
 
+    @property
+    def dataset(self) -> str:
+        """What a prompt's id is of."""
+        return str(self.records.dataset.iloc[0]) if "dataset" in self.records else ""
 
-def mbsu(quality: pd.DataFrame) -> Estimate:
-    """Memory-bound speed-up: block efficiency / (c L + 1), c the ratio of parameters, L drafter calls a block."""
-    first = quality.iloc[0]
-    cost = block_cost(first.drafter_params, first.target_params, first.depth)
-    return Estimate(*(x / cost for x in block_efficiency(quality)))
+    def sum(self, column: str) -> Values:
+        """Weighted sums of a column."""
+        return weights(self.dataset, tuple(self.by_prompt.index)) @ self.by_prompt[column].to_numpy(float)
+
+    @property
+    def score(self) -> Values:
+        """The score of the answers, in percent."""
+        own = weights(self.dataset, tuple(self.records.prompt_id))[: 1 + RESAMPLES_ACCURACY]
+        return of_resamples(self.records.metric.iloc[0], self.statistics, own)
+
+    @property
+    def cost(self) -> float:
+        """Weights that a block reads, in targets."""
+        first = self.records.iloc[0]
+        return float(block_cost(first.drafter_params, first.target_params, first.depth))
 
 
 def block_cost(drafter_params: Any, target_params: Any, depth: Any) -> Any:
@@ -86,23 +102,60 @@ def block_cost(drafter_params: Any, target_params: Any, depth: Any) -> Any:
     return drafter_params / target_params * depth + 1
 
 
+@dataclass(frozen=True)
+class Metric:
+    """One column of the figure.
+
+    name: in files and on the command line; label: in figures and tables; phase: of the records that it is computed
+    from; relative: whether it is a ratio to AR, which is drawn as a line at 1; formula: of a sample -> `Values`.
+    """
+
+    name: str
+    label: str
+    phase: str
+    relative: bool
+    formula: Callable[[Sample], Values]
+
+    def values(self, sample: Sample) -> Values:
+        """Of a sample, and of each resample of its prompts."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.formula(sample)
+
+    def estimate(self, sample: Sample) -> Estimate:
+        """The value with its interval."""
+        return estimate(self.values(sample))
+
+
+# generated tokens / target calls
+BLOCK_EFFICIENCY = Metric(
+    "block_efficiency", "block efficiency", "quality", False, lambda s: s.sum("new_tokens") / s.sum("blocks")
+)
+# memory-bound speed-up: block efficiency / (c L + 1), c the ratio of parameters, L drafter calls a block
+MBSU = Metric("mbsu", "MBSU", "quality", False, lambda s: s.sum("new_tokens") / s.sum("blocks") / s.cost)
+# tokens a second over AR's on the same prompts, over decoding seconds without stalls
+TOKEN_RATE = Metric(
+    "token_rate", "token rate", "speed", True,
+    lambda s: s.sum("new_tokens") / s.sum("steady_s") / (s.sum("ar_new_tokens") / s.sum("ar_steady_s")),
+)  # fmt: skip
+# score over AR's on the same prompts
+ACCURACY = Metric("accuracy", "accuracy", "quality", True, lambda s: s.score / s.base.score)
+
+CATALOGUE = {metric.label: metric for metric in (BLOCK_EFFICIENCY, MBSU, TOKEN_RATE, ACCURACY)}
+COMPARED = [metric for metric in CATALOGUE.values() if metric is not ACCURACY]  # those that tell structures apart
+
+
+def best_of(drawn: Sequence[Values]) -> Estimate:
+    """Of several cells the first, which is the best. Each resample takes its own best: the choice is uncertain too."""
+    return estimate(np.fmax.reduce(list(drawn)))
+
+
 def mean_block_efficiency(quality: pd.DataFrame) -> float:
     """The mean over prompts of each one's own block efficiency, which weighs a short answer like a long one."""
     return float((quality.new_tokens / quality.blocks).mean())
 
 
-def token_rate(speed: pd.DataFrame) -> Estimate:
-    """Tokens a second relative to AR's on the same prompts, over decoding seconds without stalls.
-
-    A resample draws a prompt with all of its turns, so the interval covers the spread of both.
-    """
-    sums = speed.groupby("prompt_id", sort=False)[["new_tokens", "steady_s", "ar_new_tokens", "ar_steady_s"]].sum()
-    own, ar = ratio(sums.new_tokens, sums.steady_s), ratio(sums.ar_new_tokens, sums.ar_steady_s)
-    return estimate(own / ar)
-
-
 def plain_token_rate(speed: pd.DataFrame) -> float:
-    """Tokens a second relative to AR's, stalls and all: what `token_rate` equals on a quiet machine."""
+    """Tokens a second relative to AR's, stalls and all: what `TOKEN_RATE` equals on a quiet machine."""
     own, ar = speed.new_tokens.sum() / speed.decode_s.sum(), speed.ar_new_tokens.sum() / speed.ar_decode_s.sum()
     return float(own / ar)
 
@@ -110,17 +163,3 @@ def plain_token_rate(speed: pd.DataFrame) -> float:
 def is_steady(speed: pd.DataFrame) -> bool:
     """Whether AR was in step in nearly all turns, so that the cell's token rate is to be believed."""
     return bool((~speed.steady.astype(bool)).mean() <= UNSTEADY)
-
-
-def accuracy(metric: str, statistics: np.ndarray, ar_scores: np.ndarray) -> Estimate:
-    """Score relative to AR's on the same prompts; the resamples are paired.
-
-    statistics: of the answers, [prompts, k]; ar_scores: `resampled_scores` of AR's answers to the same prompts.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return estimate(resampled_scores(metric, statistics) / ar_scores)
-
-
-def resampled_scores(metric: str, statistics: np.ndarray) -> np.ndarray:
-    """The score of the sample and of each resample, [1 + RESAMPLES_ACCURACY]."""
-    return of_resamples(metric, statistics, resampled_counts(len(statistics), RESAMPLES_ACCURACY))

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rsdbench.errors import UsageError
-from rsdbench.results import metrics
 from rsdbench.results.collect import Asked, collect
 from rsdbench.results.consistency import configurations, values
+from rsdbench.results.metrics import ACCURACY, TOKEN_RATE, Metric, Sample, Values
 from rsdbench.results.schema import AXES
 from rsdbench.results.stalls import without_stalls
 from rsdbench.sources import code_hash
@@ -46,6 +46,8 @@ class Results:
     asked: Asked = field(default_factory=list)
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> size and time of its file, ns
     codes: Counter[str] = field(default_factory=Counter)  # cells by the code that decoded them
+    drawn: dict[tuple[str, str], Values | None] = field(default_factory=dict)  # what `values` has computed
+    samples: dict[tuple[str, str], Sample] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -87,6 +89,51 @@ class Results:
     def cell(self, cell_id: str, phase: str) -> pd.DataFrame:
         """One cell's records of a phase."""
         return self.by_cell[cell_id, phase]
+
+    @cached_property
+    def base(self) -> dict[str, str]:
+        """The cell of AR in each row that has one."""
+        own = self.cells[self.cells.budget == 0]
+        return dict(zip(own.row, own.cell_id, strict=True))
+
+    def values(self, metric: Metric, cell_id: str) -> Values | None:
+        """A metric of a cell; None if the cell has no records of the metric's phase, or accuracy has no AR.
+
+        Raises:
+            UsageError: AR has other prompts.
+        """
+        key = metric.name, cell_id
+        if key not in self.drawn:
+            sample = self.scored(cell_id) if metric is ACCURACY else self.sample(cell_id, metric.phase)
+            self.drawn[key] = None if sample is None else metric.values(sample)
+        return self.drawn[key]
+
+    def sample(self, cell_id: str, phase: str) -> Sample | None:
+        """A cell's records of a phase, without its answers' statistics."""
+        if (cell_id, phase) not in self.by_cell:
+            return None
+        if (cell_id, phase) not in self.samples:
+            self.samples[cell_id, phase] = Sample(self.cell(cell_id, phase))
+        return self.samples[cell_id, phase]
+
+    def scored(self, cell_id: str) -> Sample | None:
+        """A cell's answers beside AR's on the same prompts.
+
+        Raises:
+            UsageError: AR has other prompts.
+        """
+        if (cell_id, "quality") not in self.by_cell:
+            return None
+        own = self.cell(cell_id, "quality")
+        first = own.iloc[0]
+        if first.row not in self.base or (self.base[first.row], "quality") not in self.by_cell:
+            return None
+        theirs = self.cell(self.base[first.row], "quality")
+        if set(theirs.prompt_id) != set(own.prompt_id):
+            raise UsageError(
+                f"row '{first.row}' has other prompts in AR than in {first.method} {first.structure}: decode it anew"
+            )
+        return Sample(own, self.statistics_of(own), Sample(theirs, self.statistics_of(theirs)))
 
     @property
     def rows(self) -> list[str]:
@@ -180,7 +227,7 @@ def place(method: str) -> int:
 def ar_against_ar(records: pd.DataFrame) -> dict[str, float]:
     """By row, the token rate of AR's own cell: AR relative to AR on the same prompts, in alternating turns."""
     speed = records[(records.phase == "speed") & (records.budget == 0)]
-    return {row: metrics.token_rate(own).value for row, own in speed.groupby("row")}
+    return {row: float(TOKEN_RATE.values(Sample(own))[0]) for row, own in speed.groupby("row")}
 
 
 def with_steady_times(table: pa.Table) -> pd.DataFrame:

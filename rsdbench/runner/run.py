@@ -20,7 +20,7 @@ from rsdbench.errors import UsageError
 from rsdbench.models.checkpoints import hub_commit
 from rsdbench.models.pair import parameters
 from rsdbench.results import records
-from rsdbench.results.metrics import token_rate
+from rsdbench.results.metrics import TOKEN_RATE, Sample
 from rsdbench.results.results import with_steady_times
 from rsdbench.runner import progress, store
 from rsdbench.runner.cells import Cell, RowJob
@@ -182,7 +182,8 @@ def place(row: dict[str, Any]) -> tuple[str, str, int]:
 def half_width(rows: Rows) -> float:
     """Of the interval of a cell's token rate, as a share of it."""
     speed = [row for row in rows.values() if row["phase"] == "speed"]
-    value, low, high = token_rate(with_steady_times(pa.Table.from_pylist(speed, records.COLUMNS)))
+    frame = with_steady_times(pa.Table.from_pylist(speed, records.COLUMNS))
+    value, low, high = TOKEN_RATE.estimate(Sample(frame))
     return (high - low) / 2 / value
 
 
