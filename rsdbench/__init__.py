@@ -30,6 +30,11 @@ HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """What is imported when it is needed, too."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """Import torch and transformers only when they are needed: bad input on the command line is answered at once."""
     if name in HOMES:

@@ -289,7 +289,7 @@ def test_a_damaged_record_is_named_never_plotted_and_recomputed(tmp_path, damage
         (["decode.top_p=0"], "top_p must lie in (0, 1]"),
         (["decode.max_new_tokens=0"], "decode.max_new_tokens must be at least 1"),
         (["decode.max_new_tokens=1000"], "the prompt template alone takes"),
-        (["decode.topp=1"], "Could not override 'decode.topp'"),
+        (["decode.topp=1"], "there is no setting 'decode.topp': did you mean decode.top_p?"),
         (["methods=[sd"], "no viable alternative"),
         (["dataset.num_prompts=100000"], "has only 600 rows"),
         (["speed.num_prompts=3"], "must not exceed dataset.num_prompts"),

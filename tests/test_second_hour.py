@@ -221,9 +221,10 @@ def test_errand_which_structure_at_budget_14_and_does_it_pay(two_rows, tmp_path)
     frame = pd.read_csv(tmp_path / "best.csv")
     assert set(frame[frame.other == "AR"].row) == set(points.row)
     assert (frame[frame.other != "AR"].ratio >= 1 - 1e-9).all()
+    known = "--metric must be one of block_efficiency, mbsu, token_rate"
     for option, wrong, message in (
-        ("--budget", "15", "have no budget 15: choose from 6, 14"), ("--metric", "x", "there is no metric 'x'"),
-        ("--metric", "accuracy", "they are all lossless"),
+        ("--budget", "15", "have no budget 15: choose from 6, 14"), ("--metric", "x", known),
+        ("--metric", "accuracy", known),
     ):  # fmt: skip
         assert message in rsdbench("best", two_rows, option, wrong, code=2)[1]
 
@@ -273,6 +274,12 @@ def test_a_slice_says_what_its_claims_lack(own, tmp_path):
     [
         ("structures=[4x3]", "structures must be lists by method and budget, such as {rsd_s: {12: [4x3]}}"),
         ("structures={rsd_s: [4x3]}", "structures must be lists by method and budget"),
+        ("structures={rsd_s: {12: [banana]}}", "structure 'banana' is not of the form"),
+        ("structures={medusa: {12: [4x3]}}", "unknown method 'medusa'"),
+        ("+decode.temprature=1", "there is no setting 'decode.temprature': did you mean decode.temperature?"),
+        ("++bogus=1", "there is no setting 'bogus'"),
+        ("dataset.template=Q: {source}", "a value with spaces, braces or colons needs quotes of its own"),
+        ("dataset.path=missing.jsonl", "there is no file 'missing.jsonl'"),
         ("check=maybe", "unknown check 'maybe'"),
         ("redo=rsd_s", "redo must be a list such as [rsd_s,30] or [code]"),
         ("redo=[medusa]", "redo names 'medusa', which no cell of this run has"),
@@ -287,3 +294,32 @@ def test_raw_errors_are_one_line(tmp_path, override, message):
     _, err = rsdbench("run", *commands.SMALL, f"results={tmp_path}/r", override, code=2)
     assert message in err
     assert len([line for line in err.splitlines() if not line.startswith("note: ")]) == 1
+
+
+def test_structures_that_are_not_asked_for_are_said_to_be_unused(tmp_path):
+    _, err = rsdbench("run", *commands.SMALL, f"results={tmp_path}/r", "structures={rsd_s: {12: [4x3]}}")
+    assert "note: structures of rsd_s at 12 are not used" in err
+
+
+def test_one_prompt_decides_nothing(tmp_path):
+    run = [
+        "experiment=smoke",
+        "drafter=opt-25k",
+        "target=opt-2.6m",
+        "dataset=wmt",
+        "budgets=[6]",
+        "speed.num_prompts=1",
+    ]
+    rsdbench("run", *run, f"results={tmp_path}/r")
+    out, _ = rsdbench("best", tmp_path / "r")
+    (verdict,) = [line for line in out.splitlines() if line.startswith("OPT-25K-2.6M, De-En: ")]
+    assert "cannot be told from AR; no more than a hint, of 1 prompt" in verdict
+    assert "ahead" not in verdict
+
+
+@pytest.mark.parametrize("arguments", [("certify", "--levels", "4"), ("figure", "x"), ("table", "x", "--nothing")])
+def test_wrong_options_are_one_line_too(arguments):
+    _, err = rsdbench(*arguments, code=2)
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("rsdbench: ")
+    assert f"(rsdbench {arguments[0]} --help)" in err

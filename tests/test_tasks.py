@@ -174,7 +174,7 @@ def test_cells_of_earlier_versions_keep_their_names(tmp_path):
     ("changes", "message"),
     [
         ({"path": "nothing"}, "no dataset 'nothing'"),
-        ({"path": "/no/where.parquet"}, "no dataset"),
+        ({"path": "/no/where.parquet"}, "there is no file '/no/where.parquet'"),
         ({"path": "someone/something"}, "'someone/something' is not on disk, and HF_HUB_OFFLINE is set: get it with"),
         ({"path": None}, "dataset 'debian-synopsis' lacks \"dataset.path="),
         ({"stop": "never"}, "dataset.stop must be one of eos, line, sentence, not 'never'"),

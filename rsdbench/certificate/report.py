@@ -82,14 +82,15 @@ def bound_text(check: pd.Series) -> str:
     return f"p >= {check.bound:.2g}" if pd.notna(check.p_value) else f"{check.bound:g}"
 
 
-def markdown(checks: pd.DataFrame, provenance: dict[str, str], seconds: float) -> str:
-    """The certificate on a page."""
+def markdown(checks: pd.DataFrame, provenance: dict[str, str], seconds: float, saved: bool = True) -> str:
+    """The certificate on a page. saved: whether all checks are in a file beside it."""
     bad, mutants = failed(checks), checks[checks.mutant]
     honest = checks[~checks.mutant]
     engine = checks[(checks.level == 2) & checks.p_value.notna()]
     sampled = f"; {engine.samples.sum():,} continuations of the tiny model" if len(engine) else ""
     sampled += f", {engine.samples.sum() / engine.seconds.sum():,.0f} a second on one core" if len(engine) else ""
     lines = summary(checks)
+    all_are = "all are in `certificate.parquet`" if saved else "`--out DIR` keeps all"
     versions = ", ".join(f"{key} {provenance[key]}" for key in ("rsdbench", "torch", "transformers", "python"))
     parts = [
         "# Certificate of losslessness",
@@ -99,8 +100,8 @@ def markdown(checks: pd.DataFrame, provenance: dict[str, str], seconds: float) -
         f"{provenance['seed']}; {provenance['started']}; {provenance['device']}, {provenance['dtype']}.",
         f"`{provenance['command']}`: {seconds:.0f} s{sampled}.",
         f"All p-values together fail by chance with probability {ALPHA:g} if every method is lossless (Bonferroni). "
-        "Of checks that are alike, the worst is shown; all are in `certificate.parquet`. What a check would find, it "
-        "finds with a probability of 95 %: TV is the total variation between laws, points are of a score.",
+        f"Of checks that are alike, the worst is shown; {all_are}. What a check would find, it finds with a "
+        "probability of 95 %: TV is the total variation between laws, points are of a score.",
     ]
     for level, title in LEVELS.items():
         own = lines[(lines.level == level) & ~lines.mutant].drop(columns=["level", "mutant"])

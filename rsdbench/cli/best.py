@@ -8,6 +8,7 @@ import pandas as pd
 from rich.table import Table
 
 from rsdbench.cli.output import TABLES, check_format, command_parser, screen, write_frame
+from rsdbench.errors import UsageError
 from rsdbench.plotting.grid import metric_named
 from rsdbench.results.comparison import Best, bests
 from rsdbench.results.metrics import COMPARED
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> None:
     if args.out is not None:
         check_format(args.out, TABLES)
     results = Results.load(args.results)
+    if args.metric not in (known := [metric.name for metric in COMPARED]):
+        raise UsageError(f"--metric must be one of {', '.join(known)}, not '{args.metric}'")
     found = bests(results, metric_named(args.metric), args.budget)
     if args.out is None:
         screen().print(table(found))

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
             written.
     """
     parser = command_parser(
-        "certify", "Prove that methods are lossless, and that the proof would notice if not.",
+        "certify", "Gather evidence that methods are lossless, and that it would show if they were not.",
         "rsdbench certify rsd_s --levels 1",
     )  # fmt: skip
     parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)} (default: all that are registered)")
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     total = sum(len(own.parts()) for own in evidence)
     parts = track(run(evidence), "certifying", total, console=console, disable=not console.is_terminal)
     checks = conclude(evidence, list(parts))
-    page = markdown(checks, origin, time.perf_counter() - started)
+    page = markdown(checks, origin, time.perf_counter() - started, args.out is not None)
     if args.out is not None:
         with output(args.out / "certificate.parquet") as stream:
             pq.write_table(table(checks, origin), stream)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import pandas as pd
 from rich.console import Console
@@ -19,9 +19,21 @@ WIDTH = 140  # columns, where there is no terminal
 TABLES = (".csv", ".parquet", ".md", ".tex")
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are bad input like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message} ({self.prog} --help)")
+
+
 def command_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
     """The parser of a command, whose help ends with an example that works as it stands."""
-    return argparse.ArgumentParser(
+    return Parser(
         f"rsdbench {command}", description=description, epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

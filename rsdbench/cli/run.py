@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverrideParseException
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -22,7 +24,7 @@ from rsdbench.errors import UsageError
 from rsdbench.notes import note
 from rsdbench.results.cell_metrics import try_to_refresh
 from rsdbench.runner import progress, store
-from rsdbench.runner.compose import CONFIGS, CUSTOM
+from rsdbench.runner.compose import CONFIGS, CUSTOM, no_setting
 from rsdbench.runner.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
 from rsdbench.runner.preemption import CODE, Preempted, preemptible
 from rsdbench.runner.redo import finished, set_aside
@@ -196,4 +198,11 @@ def one_line(error: Exception) -> str:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
+    if unknown := re.search(r"Could not override '([^']+)'", " ".join(lines)):
+        return no_setting(unknown[1])
+    if isinstance(error, OverrideParseException):
+        return (
+            f"override {error.override} is not understood ({lines[0]}): a value with spaces, braces or colons needs "
+            "quotes of its own, as in \"dataset.template='Q: {source}'\""
+        )
     return " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(("full_key", "object_type"))))

@@ -67,6 +67,8 @@ def local_checkpoint(name: str) -> Path | None:
         if not (folder / "config.json").is_file():
             raise UsageError(f"model folder '{name}' has no config.json: give a folder in Hugging Face layout")
         return folder
+    if folder.is_file():
+        raise UsageError(f"model '{name}' is a file: give the folder in Hugging Face layout that it is in, or a hub id")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(
             f"no model '{name}': give an embedded one ({', '.join(embedded_models())}), a folder, or a hub id"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ def grid_of(
     """
     if not allow_mixed:
         results.require_one_code(folder)
+    own = {label.casefold(): method for method, label in results.labels.items()}
+    choice = replace(
+        choice, methods=[own.get(m.casefold(), m) for m in choice.methods],
+        labels={own.get(m.casefold(), m): text for m, text in choice.labels.items()},
+    )  # fmt: skip
+    wishes = replace(wishes, colors={own.get(m.casefold(), m): color for m, color in wishes.colors.items()})
     check_wishes(results, choice, wishes)
     rows = {row: drafter for row, drafter in results.drafters.items() if is_asked(row, choice.rows)}
     points = chosen(results, choice, list(rows), wishes.columns)

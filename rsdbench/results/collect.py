@@ -88,7 +88,10 @@ def read_folder(results: Path, columns: list[str] | None = None) -> Collection:
     """The same for a folder. Where some columns are enough, a cache gives those of records that were read before."""
     folder = results / "cells"
     if not folder.is_dir() or not (stamps := stamps_of(folder)):
-        raise UsageError(f"'{results}' holds no results: there is no record in '{folder}'")
+        raise UsageError(
+            f"'{results}' holds no results: there is no record in '{folder}'; `rsdbench run ... results={results}` "
+            "decodes them, and a file that `rsdbench merge` wrote will do as well"
+        )
     if columns is None:
         return join([read_records(folder, list(stamps), None)], stamps)
     cache = results / "progress" / CACHE
@@ -198,10 +201,14 @@ def read_merged(path: Path, columns: list[str] | None = None) -> Collection:
         notes = json.loads((file.schema_arrow.metadata or {}).get(MERGED.encode(), b"{}"))
         found = columns or COLUMNS.names
         if notes.get("format") != FORMAT or not set(found) <= set(file.schema_arrow.names):
-            raise UsageError(f"'{path}' is not a file that this version's rsdbench merge wrote: merge its folder again")
+            raise UsageError(
+                f"'{path}' is not a file that this version's rsdbench merge wrote: give its folder, or merge it again"
+            )
         table = file.read(found).replace_schema_metadata()
     except (pa.ArrowException, OSError):
-        raise UsageError(f"'{path}' is damaged or no parquet file: merge its folder again") from None
+        raise UsageError(
+            f"'{path}' is no parquet file, or damaged: give a results folder, or what `rsdbench merge` wrote"
+        ) from None
     cells = {cell: tuple(places) for cell, places in notes["cells"].items()}
     stamps = {cell: tuple(stamp) for cell, stamp in notes["stamps"].items()}
     made = Collection(table, notes["rows"], notes["origins"], cells, stamps)

@@ -14,7 +14,7 @@ from rsdbench.errors import UsageError
 from rsdbench.results import metrics
 from rsdbench.results.metrics import ACCURACY, CATALOGUE, LEVEL, Estimate, Values
 from rsdbench.results.points import MEMBER, values
-from rsdbench.results.results import Results
+from rsdbench.results.results import FEW, Results
 
 AR = "AR"  # which has 1 in block efficiency, MBSU and token rate
 
@@ -37,7 +37,7 @@ class Rival:
 @dataclass(frozen=True)
 class Best:
     """The best of a row. estimate: in its interval each resample takes its own best; rivals: the closest first; ar: AR
-    as a rival, whose ratio is below 1 where AR is better."""
+    as a rival, whose ratio is below 1 where AR is better; prompts: that it rests on."""
 
     row: str
     metric: str
@@ -46,6 +46,7 @@ class Best:
     estimate: Estimate
     rivals: list[Rival]
     ar: Rival
+    prompts: int
 
     @property
     def verdict(self) -> str:
@@ -57,8 +58,11 @@ class Best:
             parts.append(f"ties with {', '.join(tied[:3])}{f' and {len(tied) - 3} more' if len(tied) > 3 else ''}")
         if behind:
             ahead = f"ahead of {behind[0].name} by {percent(behind[0].ratio)}"
-            parts.append(ahead if tied else f"{ahead}, and of all others by more")
-        return "; ".join([*parts, against_ar(self.ar, self.metric)])
+            parts.append(ahead if tied or len(behind) == 1 else f"{ahead}, and of all others by more")
+        parts.append(against_ar(self.ar, self.metric))
+        if self.prompts < FEW:
+            parts.append(f"no more than a hint, of {self.prompts} prompt{'s' if self.prompts > 1 else ''}")
+        return "; ".join(parts)
 
 
 def against_ar(ar: Rival, metric: str) -> str:
@@ -112,7 +116,12 @@ def best_of(row: str, own: pd.DataFrame, results: Results) -> Best:
         rival(name_of(results, other), drawn[0] - theirs, z) for other, theirs in zip(others, drawn[1:], strict=True)
     ]
     estimate = metrics.best_of(found)
-    return Best(row, first.metric, name_of(results, first), first.budget, estimate, rivals, rival(AR, drawn[0], z))
+    prompts = results.cell(first.cell_id, CATALOGUE[first.metric].phase).prompt_id.nunique()
+    if prompts == 1:  # all of its resamples are alike, and say nothing
+        estimate = Estimate(estimate.value, float("nan"), float("nan"))
+        rivals = [Rival(rival.name, rival.ratio, 0.0, float("inf")) for rival in rivals]
+    ar = Rival(AR, estimate.value, 0.0, float("inf")) if prompts == 1 else rival(AR, drawn[0], z)
+    return Best(row, first.metric, name_of(results, first), first.budget, estimate, rivals, ar, prompts)
 
 
 def rival(name: str, logarithms: Values, z: float) -> Rival:

@@ -20,6 +20,7 @@ from rsdbench.results.metrics import ACCURACY, TOKEN_RATE, Metric, Sample, Value
 from rsdbench.results.schema import AXES
 from rsdbench.results.stalls import without_stalls
 from rsdbench.sources import code_hash
+from rsdbench.tasks.scores import of_resamples
 
 COLUMNS = [
     *("cell_id", "experiment", "row", *AXES, "method", "structure", "budget", "depth", "prompt_id", "phase"),
@@ -176,7 +177,8 @@ class Results:
 
     def notes(self) -> list[str]:
         """What a reader has to know beside the numbers, a line each."""
-        return [line for line in (self.other_code(), self.noise_floor(), self.few_prompts(), self.missing()) if line]
+        lines = self.other_code(), self.noise_floor(), self.few_prompts(), self.no_accuracy(), self.missing()
+        return [line for line in lines if line]
 
     def other_code(self) -> str:
         """A line on cells of another version of the code than this one; "" if there are none."""
@@ -205,6 +207,19 @@ class Results:
         if least >= FEW:
             return ""
         return f"few prompts: some token rates are of {least} prompts; an interval over fewer than {FEW} says little"
+
+    def no_accuracy(self) -> str:
+        """A line on the rows in which AR's score is 0, so that nothing can be compared with it; "" elsewhere."""
+        rows = [row for row, cell in self.base.items() if self.scores_nothing(cell)]
+        named = "; ".join(rows[:3]) + ("; ..." if len(rows) > 3 else "")
+        return f"no accuracy: AR's answers score 0 in {named}" if rows else ""
+
+    def scores_nothing(self, cell: str) -> bool:
+        """Whether a cell's answers have a score, and it is 0."""
+        own = self.by_cell.get((cell, "quality"))
+        if own is None:
+            return False
+        return of_resamples(own.metric.iloc[0], self.statistics_of(own), np.ones((1, len(own))))[0] == 0
 
     def missing(self) -> str:
         """A line on the cells that were asked for and are not there; "" if none."""

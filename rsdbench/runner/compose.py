@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from contextlib import nullcontext
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -111,8 +115,39 @@ def sweep(overrides: list[str]) -> list[list[str]]:
 
 
 def parsed(overrides: list[str]) -> list[Override]:
-    """Overrides in Hydra's grammar."""
-    return OverridesParser.create().parse_overrides(overrides)
+    """Overrides in Hydra's grammar.
+
+    Raises:
+        UsageError: one adds a setting, which nobody would read.
+    """
+    found = OverridesParser.create().parse_overrides(overrides)
+    for override in found:
+        name = override.key_or_group
+        if (override.is_add() or override.is_force_add()) and not name.startswith("hydra") and name not in settings():
+            raise UsageError(no_setting(name))
+    return found
+
+
+@lru_cache
+def settings() -> tuple[str, ...]:
+    """All settings that can be overridden, and the config groups."""
+    config, choices = compose([])
+    return (*choices, *flat(OmegaConf.to_container(config)))
+
+
+def flat(nested: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Names of all settings, joined by dots."""
+    for key, value in nested.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{key}.")
+
+
+def no_setting(name: str) -> str:
+    """What is said of a setting that does not exist."""
+    close = get_close_matches(name, settings(), 1, 0.5)
+    meant = f": did you mean {close[0]}?" if close else ""
+    return f"there is no setting '{name}'{meant} (rsdbench run --help lists all)"
 
 
 def check_sources(config: DictConfig, here: bool = True) -> None:

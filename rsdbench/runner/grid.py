@@ -11,6 +11,7 @@ from rsdbench.decoding.drafting import NoDrafting
 from rsdbench.decoding.methods import BASELINE, METHODS, get_method, get_shape
 from rsdbench.errors import UsageError
 from rsdbench.models.pair import DTYPES
+from rsdbench.notes import note
 from rsdbench.sampling.distributions import Warp
 
 
@@ -29,6 +30,7 @@ def points_of(config: DictConfig) -> list[Point]:
     Raises:
         UsageError: an unknown method, a budget without structures, or a structure of another budget.
     """
+    check_own_structures(config)
     names = list(METHODS) if config.methods is None else config.methods
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"methods must be a list such as [sd,rsd_s], not '{names}'")
@@ -56,12 +58,7 @@ def structures_of(config: DictConfig, method: str, budget: Any) -> list[str]:
             f"structures={{{method}: {{{budget}: [...]}}}}"
         )
     for structure in map(str, chosen):
-        nodes = get_shape(method, structure).budget
-        if nodes != budget:
-            raise UsageError(
-                f"structure '{structure}' of method '{method}' has {nodes} nodes, but its budget is {budget}: "
-                "they must be equal"
-            )
+        check_budget(method, structure, budget)
     return [str(s) for s in chosen][: config.max_structures]
 
 
@@ -80,6 +77,35 @@ def own_structures(config: DictConfig) -> Mapping:
             f"structures must be lists by method and budget, such as {{rsd_s: {{12: [4x3]}}}}, not '{own}'"
         )
     return own
+
+
+def check_own_structures(config: DictConfig) -> None:
+    """See that the structures that a configuration names are well formed, and say which are not used.
+
+    Raises:
+        UsageError: one is of another form or budget, or its method is unknown.
+    """
+    for method, budgets in own_structures(config).items():
+        for budget, structures in budgets.items():
+            for structure in structures:
+                check_budget(method, str(structure), budget)
+            asked = (config.methods is None or method in config.methods) and int(budget) in list(config.budgets)
+            if not asked:
+                note(f"structures of {method} at {budget} are not used: methods or budgets do not name them")
+
+
+def check_budget(method: str, structure: str, budget: Any) -> None:
+    """See that a structure has as many nodes as its budget.
+
+    Raises:
+        UsageError: it has not.
+    """
+    nodes = get_shape(method, structure).budget
+    if str(nodes) != str(budget):
+        raise UsageError(
+            f"structure '{structure}' of method '{method}' has {nodes} nodes, but its budget is {budget}: "
+            "they must be equal"
+        )
 
 
 def check_settings(config: DictConfig) -> None:

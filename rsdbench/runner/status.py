@@ -56,7 +56,10 @@ def overview(results: Path) -> Overview:
     if results.is_file():
         return overview_of(collect(results, ["cell_id", "row", "method", "structure"]))
     if not (results / "cells").is_dir():
-        raise UsageError(f"'{results}' is no results folder: there is no '{results / 'cells'}'")
+        raise UsageError(
+            f"'{results}' is no results folder: there is no '{results / 'cells'}'; `rsdbench run ... "
+            f"results={results}` makes it"
+        )
     seen = Overview()
     for plan in registered(results):
         seen.places.update({cell["id"]: (plan["label"], cell["method"]) for cell in plan["cells"]})

@@ -50,6 +50,8 @@ def local_data(path: str) -> Path | None:
         return local
     if path.count("/") != 1 or local.suffix in (".parquet", ".jsonl", ".json") or path.startswith((".", "/", "~")):
         names = ", ".join(embedded_datasets())
+        if local.suffix:
+            raise UsageError(f"there is no file '{path}': give one that is there, a folder, a hub id, or {names}")
         raise UsageError(
             f"no dataset '{path}': give an embedded one ({names}), a .parquet or .jsonl file, a folder of .parquet "
             "files, or a hub id"
