@@ -58,7 +58,7 @@ def make_pair(kind, vocabulary=64, noise=0.1, **changes):
     return Pair(target, resembling(target, 3, noise))
 
 
-COMPILED = ("test_compiled", "test_compiled_steps")  # they need the same compiled code
+COMPILED = ("test_compiled", "test_compiled_steps", "test_golden")  # they need the same compiled code
 LONGEST = ("test_certificate", *COMPILED, "test_slurm", "test_crashes", "test_grid", "test_sweeps")
 
 

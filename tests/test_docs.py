@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from rsdbench import __version__
 from rsdbench.cli.main import COMMANDS, USAGE
+from rsdbench.models.checkpoints import MODELS
 
 from .commands import ROOT, rsdbench
 
@@ -41,14 +43,18 @@ def words(line):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder in which the embedded grid was run, small."""
+    """A folder in which the embedded grid was run, small, with a pair and a file of the user's own."""
     folder = tmp_path_factory.mktemp("docs")
     rsdbench(*words("rsdbench run experiment=standin"), cwd=folder)
+    for name, model in (("MY_TARGET", "opt-2.6m"), ("MY_DRAFTER", "opt-25k")):
+        shutil.copytree(MODELS / model, folder / name)
+    rows = [{"question": f"What is package {i}?", "answer": f"It is tool {i}."} for i in range(3)]
+    (folder / "MINE.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 def test_there_are_blocks_to_run():
-    assert len(BLOCK.findall(text("README.md"))) >= 2
+    assert len(BLOCK.findall(text("README.md"))) >= 4
     assert len(PAGES) >= 8
 
 
@@ -74,6 +80,12 @@ def test_the_overviews_examples_are_commands():
     named = set(re.findall(r"^  (\w+) ", USAGE, re.MULTILINE))
     assert named == set(COMMANDS)
     assert "rsdbench run experiment=smoke" in rsdbench("run", "--help")[0]
+
+
+def test_the_overviews_example_works(tmp_path):
+    (example,) = re.findall(r"^Example: (.*)$", rsdbench("--help")[0], re.MULTILINE)
+    for line in example.split(" && "):
+        rsdbench(*words(line), cwd=tmp_path)
 
 
 def anchors(page):

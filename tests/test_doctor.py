@@ -145,10 +145,10 @@ def test_a_dataset_with_too_few_rows_or_without_a_column_is_partial(cache, capsy
 
 
 def test_what_is_asked_for_and_not_here_is_missing(cache, capsys, monkeypatch):
-    from rsdbench.runner import doctor
+    from rsdbench.runner import doctor as survey
 
-    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
-    monkeypatch.setattr(doctor, "compiler_at_hand", lambda: False)
+    monkeypatch.setattr(survey, "find_spec", lambda _: None)
+    monkeypatch.setattr(survey, "compiler_at_hand", lambda: False)
     found, _ = doctor(capsys, *ROW)
     assert found["quantization"].startswith("absent")
     assert found["C++ compiler"].startswith("absent")

@@ -133,7 +133,7 @@ def test_bad_input_to_plan_status_and_merge_is_one_line(tmp_path):
         (["merge", tmp_path / "none", "--out", tmp_path / "m.parquet"], "holds no results"),
         (["merge", tmp_path / "r", "--out", tmp_path / "m.csv"], "must end in .parquet"),
         (["merge", tmp_path / "r", "--out", "/proc/no/m.parquet"], "cannot be written"),
-        (["figure", __file__, "--out", tmp_path / "f.png"], "is damaged or no parquet file"),
+        (["figure", __file__, "--out", tmp_path / "f.png"], "is no parquet file, or damaged"),
         (["run", "--manifest", tmp_path / "none", "--task", "0"], "cannot be read (No such file or directory)"),
     ):
         _, err = rsdbench(*arguments, code=2)

@@ -24,6 +24,8 @@ usage: rsdbench COMMAND ...
   claims RESULTS [--out FILE.csv]     what the paper's figure shows, held against results
   certify [methods] [--out DIR]       the losslessness certificate of every registered method
 
+Example: rsdbench run experiment=smoke results=smoke && rsdbench table smoke
+
 RESULTS is a folder that `run` filled; for all but run, plan and merge also a file that `merge` wrote.
 Exit codes: 0 success, 1 a cell failed, a method is not certified or something is missing, 2 bad input (one line says
 what is wrong and what would be right), 75 stopped by SIGTERM or SIGUSR1 (what is finished is kept, the same command
