@@ -58,18 +58,12 @@ def test_every_structure_is_recorded():
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_models_own_forwards_give_the_recorded_tokens(eager, temperature):
+@pytest.mark.parametrize("forwards", ["eager", "compiled"])
+def test_the_recorded_tokens_come_again(request, forwards, temperature):
+    pair = request.getfixturevalue(forwards)
     for method, structure, _ in STRUCTURES:
         for batch in BATCHES:
-            found = digest(eager, method, structure, temperature, batch)
-            assert found == GOLDEN[name(method, structure, temperature, batch)], (method, structure, batch)
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_compiled_code_gives_the_recorded_tokens(compiled, temperature):
-    for method, structure, _ in STRUCTURES:
-        for batch in BATCHES:
-            found = digest(compiled, method, structure, temperature, batch)
+            found = digest(pair, method, structure, temperature, batch)
             assert found == GOLDEN[name(method, structure, temperature, batch)], (method, structure, batch)
 
 

@@ -133,3 +133,17 @@ def test_redo_goes_through_a_manifest(folder, tmp_path):
     assert "redo=[sd]" in line["overrides"]
     rsdbench("run", "--manifest", tmp_path / "m", "--task", "0")
     assert {cell for cell, at in times(folder).items() if at != before[cell]} == {c for c in before if "_sd_" in c}
+
+
+def test_a_word_must_name_something_in_the_sweep_and_not_in_each_of_its_jobs(done, tmp_path):
+    folder = shutil.copytree(done, tmp_path / "r")
+    sweep = ["drafter=opt-25k,opt-70k", "redo=[opt-70k]", f"results={folder}"]
+    own = [o for o in RUN[1:] if not o.startswith("drafter=")]
+    before = times(folder)
+    rsdbench("run", "-m", *own, *sweep)
+    after = times(folder)
+    assert all(after[cell] == at for cell, at in before.items())
+    assert len(after) == 2 * CELLS
+    for command in (("run", "-m"), ("plan",)):
+        _, err = rsdbench(*command, *own, *sweep[::2], "redo=[nowhere]", code=2)
+        assert "redo names 'nowhere'" in err

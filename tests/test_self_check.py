@@ -1,5 +1,7 @@
 """What the check at loading lets pass and what it refuses; each model is tiny, random and of a real family."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -93,6 +95,18 @@ def test_a_window_that_no_text_fills_does_no_harm_and_longer_texts_are_refused()
     assert out.tokens[0][: len(own)] == own
     with pytest.raises(rsdbench.UsageError, match="these models decode 32 positions"):
         rsdbench.generate(pair, [list(range(3, 40))], "rsd_s", "3x2", 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("beyond", [1, 3])
+def test_texts_that_hardly_outgrow_their_window_are_not_let_through(beyond, dtype):
+    """One masked token in a window is covered by rounding: the check takes a text that cannot be overlooked."""
+    wide = model_of("mistral", BASE | {"sliding_window": 32, "max_position_embeddings": 256}, dtype)
+    with pytest.raises(rsdbench.UsageError, match="would be decoded wrongly"):
+        check_model(wide, "wide", max_length=32 + beyond)
+    narrow = model_of("mistral", BASE | {"sliding_window": 60, "max_position_embeddings": 60 + beyond}, dtype)
+    with suppress(rsdbench.UsageError):  # in float32 one token is noticed
+        assert check_model(narrow, "narrow") == 60, "where the model has no longer ones, its window is the limit"
 
 
 def test_it_can_be_skipped():

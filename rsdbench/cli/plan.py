@@ -20,6 +20,7 @@ from rsdbench.runner.cells import Cell
 from rsdbench.runner.estimate import Estimate, Range, assumptions, estimate
 from rsdbench.runner.footprint import Workload
 from rsdbench.runner.plan import PlannedRow, check_folder, manifest, prepare, sweep_rows
+from rsdbench.runner.redo import check
 
 STDOUT = Path("-")
 
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_intermixed_args(arguments)
     with hydra_errors():
         rows = sweep_rows(args.overrides, here=args.manifest is not None)
+        check(rows)
     lines = [line_of(task, planned) for task, planned in enumerate(rows)]
     if args.manifest is None:
         check_folder(rows)

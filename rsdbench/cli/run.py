@@ -23,11 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rsdbench.errors import UsageError
 from rsdbench.notes import note
 from rsdbench.results.cell_metrics import try_to_refresh
-from rsdbench.runner import progress, store
+from rsdbench.runner import progress, redo, store
 from rsdbench.runner.compose import CONFIGS, CUSTOM, no_setting
 from rsdbench.runner.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
 from rsdbench.runner.preemption import CODE, Preempted, preemptible
-from rsdbench.runner.redo import finished, set_aside
 from rsdbench.sources import code_hash
 
 TASK = "SLURM_ARRAY_TASK_ID"
@@ -78,6 +77,7 @@ def run_hydra(arguments: list[str]) -> None:
     planned = []
     if args.multirun and not (args.cfg or args.info or args.help):
         planned = sweep_rows(args.overrides)
+        redo.check(planned)
         prepare(planned)
     application()
     if planned:
@@ -90,7 +90,10 @@ def job(_: DictConfig) -> None:
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
         with preemptible(), hydra_errors():
-            code = run_rows(planned_rows(overrides), alone)
+            rows = planned_rows(overrides)
+            if alone:  # the rows of a sweep were checked together
+                redo.check(rows)
+            code = run_rows(rows, alone)
     except Preempted as signal:
         leave(signal)
     except UsageError as error:
@@ -114,7 +117,7 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
         chosen = {o.partition("=")[0]: o.partition("=")[2] for o in planned.overrides}
         if "dataset.path" in chosen and chosen.get("dataset") not in (None, CUSTOM):
             note(f"dataset={chosen['dataset']} keeps its label, template and metric; dataset.path alone inherits none")
-    if again := set_aside(rows):
+    if again := redo.set_aside(rows):
         print(f"redo: {again} cells are decoded again; what they were is in RESULTS/progress/replaced", file=sys.stderr)
     found = {c: store.code_of(c, planned.results) for planned in rows for c in planned.cells}
     missing = [cell for cell, code in found.items() if code is None]
@@ -150,7 +153,7 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
                 for cell in planned.cells:
                     if not store.is_done(cell, planned.results):
                         progress.fail(cell, planned.results, error)
-            finished(planned)
+            redo.finished(planned)
         done = bar.done
     for results in dict.fromkeys(planned.results for planned in rows):
         try_to_refresh(results)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rsdbench.errors import UsageError
 from rsdbench.results import metrics
-from rsdbench.results.metrics import ACCURACY, CATALOGUE, LEVEL, Estimate, Values
+from rsdbench.results.metrics import CATALOGUE, LEVEL, Estimate, Values
 from rsdbench.results.points import MEMBER, values
 from rsdbench.results.results import FEW, Results
 
@@ -87,8 +87,6 @@ def bests(results: Results, metric: str, budget: int | None) -> list[Best]:
     Raises:
         UsageError: no cell has this metric or budget.
     """
-    if metric == ACCURACY.label:
-        raise UsageError("accuracy tells no method from another, they are all lossless: take another metric")
     known = values(results)
     known = known[known.metric == metric]
     if known.empty:
@@ -119,7 +117,7 @@ def best_of(row: str, own: pd.DataFrame, results: Results) -> Best:
     prompts = results.cell(first.cell_id, CATALOGUE[first.metric].phase).prompt_id.nunique()
     if prompts == 1:  # all of its resamples are alike, and say nothing
         estimate = Estimate(estimate.value, float("nan"), float("nan"))
-        rivals = [Rival(rival.name, rival.ratio, 0.0, float("inf")) for rival in rivals]
+        rivals = [Rival(other.name, other.ratio, 0.0, float("inf")) for other in rivals]
     ar = Rival(AR, estimate.value, 0.0, float("inf")) if prompts == 1 else rival(AR, drawn[0], z)
     return Best(row, first.metric, name_of(results, first), first.budget, estimate, rivals, ar, prompts)
 

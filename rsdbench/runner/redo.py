@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ def set_aside(rows: Sequence[PlannedRow]) -> int:
     """Make the cells that `redo` names missing again; returns how many.
 
     Raises:
-        UsageError: `redo` is no list, names what no cell has, or the folder cannot be written.
+        UsageError: the folder cannot be written.
     """
-    check(rows)
     return sum(set_row_aside(planned) for planned in rows if planned.row.config.redo)
 
 
@@ -42,8 +42,9 @@ def set_row_aside(planned: PlannedRow) -> int:
     results, moved = planned.results, 0
     with records.writing(results):
         stamp = stamp_of(planned)
-        stamp.touch()  # an earlier one keeps its time, which is that of the file server
-        since = started(stamp)
+        with suppress(FileExistsError):  # an earlier one keeps its time, which is that of the file server
+            stamp.touch(exist_ok=False)
+        since = stamp.stat().st_mtime_ns
         (progress.folder(results) / REPLACED).mkdir(exist_ok=True)
         for cell in planned.cells:
             file = cell.path(results)
@@ -55,13 +56,6 @@ def set_row_aside(planned: PlannedRow) -> int:
                 continue
             moved += 1
     return moved
-
-
-def started(stamp: Path) -> int:
-    """When a redo was first asked for, by the file server's clock, ns."""
-    if not stamp.stat().st_size:
-        stamp.write_text(str(stamp.stat().st_mtime_ns))
-    return int(stamp.read_text())
 
 
 def stamp_of(planned: PlannedRow) -> Path:
@@ -77,10 +71,10 @@ def finished(planned: PlannedRow) -> None:
 
 
 def check(rows: Sequence[PlannedRow]) -> None:
-    """See that each word of `redo` names something.
+    """See that each word of `redo` names something in a sweep. rows: all of it.
 
     Raises:
-        UsageError: one does not.
+        UsageError: `redo` is no list, or a word names what no cell has.
     """
     for planned in rows:
         redo = planned.row.config.redo
