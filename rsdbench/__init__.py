@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rsdbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from rsdbench.api import generate
     from rsdbench.decoding.generation import Generation
-    from rsdbench.decoding.loop import generate
-    from rsdbench.models.pair import Pair, load_pair
+    from rsdbench.pair import Pair, load_pair
     from rsdbench.plotting.grid import plot_grid
     from rsdbench.results.frames import load_results
 
@@ -22,9 +22,9 @@ for _library in ("torchao", "torch.utils._pytree"):  # at import they warn of ke
 
 HOMES = {
     "Generation": "rsdbench.decoding.generation",
-    "generate": "rsdbench.decoding.loop",
-    "Pair": "rsdbench.models.pair",
-    "load_pair": "rsdbench.models.pair",
+    "generate": "rsdbench.api",
+    "Pair": "rsdbench.pair",
+    "load_pair": "rsdbench.pair",
     "load_results": "rsdbench.results.frames",
     "plot_grid": "rsdbench.plotting.grid",
 }

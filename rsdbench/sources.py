@@ -23,6 +23,12 @@ def code_hash() -> str:
     return digest(CERTIFIED)
 
 
+@lru_cache
+def folders_syntax(folders: tuple[str, ...] = ("sampling", "decoding", "backends/aot")) -> str:
+    """A hash of all that compiled code is made from, beside models, rules and strategies."""
+    return digest(folders)
+
+
 def digest(folders: Iterable[str]) -> str:
     """A hash of all that is in some of the package's folders, and in theirs."""
     found = hashlib.sha256()

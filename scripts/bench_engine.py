@@ -24,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ from rich.table import Table
 from torch import Tensor
 
 import rsdbench
+from rsdbench.backends.aot.engine import AOTBackend
 from rsdbench.backends.aot.gemm import linear
-from rsdbench.decoding.forward import Lane
+from rsdbench.backends.aot.library import Library
+from rsdbench.backends.aot.recipes import forward_recipe
+from rsdbench.backends.eager import CachedLM
+from rsdbench.decoding.backend import Job
+from rsdbench.decoding.forward import Rows
 from rsdbench.decoding.generation import Generation
-from rsdbench.decoding.methods import BASELINE, METHODS, get_shape
-from rsdbench.models.pair import Pair, parameters
-from rsdbench.sampling.distributions import Warp
+from rsdbench.methods import BASELINE, METHODS, get_shape, load
+from rsdbench.pair import Pair, parameters
+from rsdbench.sampling.distributions import Sampling
 from rsdbench.tasks.splits import DATA
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +63,7 @@ def cases(budgets: tuple[int, ...]) -> list[tuple[str, str]]:
     """AR, and the first structure of each method at each budget."""
     found = [(BASELINE, "0")]
     for name, method in METHODS.items():
-        found += [(name, method.drafting.structures[b][0]) for b in budgets if b in method.drafting.structures]
+        found += [(name, method.structures[b][0]) for b in budgets if b in method.structures]
     return found
 
 
@@ -84,26 +90,18 @@ def batch_gain(pair: Pair, method: str, structure: str, repeats: int) -> float:
 
 def bare_forwards(pair: Pair, method: str, structure: str, length: int, batch: int = 1) -> Callable[[], None]:
     """A function that calls one block's compiled forwards and does nothing else, on sequences of `length` tokens."""
-    shape, warp = get_shape(method, structure), Warp(TEMPERATURE)
-    positions, position = length + shape.depth + 2, torch.full((batch,), length)
-    ancestors = torch.eye(1 + shape.budget, dtype=torch.bool).expand(batch, -1, -1).contiguous()
-    tokens = torch.full((batch, 1 + shape.budget), 5)
-    calls = []
+    backend = backend_of(pair, method, structure, [[5] * (length + 1)] * batch)
+    tree, prefix, calls = backend.tree, backend.place[:length], []
 
-    @torch.inference_mode()
-    def prepare(lane: Lane, tokens: Tensor, row: int, ancestors: Tensor) -> None:
-        if not lane.cache.storage:
-            lane.rows(tokens, row, lane.begin(position, length), ancestors)  # allocates
-        inputs = lane.inputs(tokens, row, lane.begin(position, length), ancestors)
-        calls.append((lane.compiled.library.run, [*(x.contiguous() for x in inputs), *lane.cache.views(batch)]))
+    def prepare(library: Library, cached: CachedLM, slots: Tensor, depths: Tensor) -> None:
+        rows = Rows(tree.tokens[:, slots], depths, tree.ancestors[:, slots], backend.length, prefix, slots)
+        inputs = [*(x.contiguous() for x in rows), backend.temperature, *cached.cache.keys_values]
+        calls.append((library.run, inputs))
 
-    if shape.depth:
-        drafter = Lane(pair.drafter, shape, warp, batch, positions, True, pair.levels())
-        prepare(drafter, tokens[:, :1].expand(batch, 2), -1, drafter.two_rows)
-        for rows in (slice(shape.level(d).start + 1, shape.level(d).stop + 1) for d in range(1, shape.depth)):
-            prepare(drafter, tokens[:, rows], rows.start, ancestors[:, rows])
-    target = Lane(pair.target, shape, warp, batch, positions, compiled=pair.target_forward)
-    prepare(target, tokens, 0, ancestors)
+    for slots, _, depth in backend.levels:
+        prepare(drafter_forward(pair.drafter), backend.drafter, slots, depth.expand(len(slots)))
+    target = pair.engine.library((forward_recipe, pair.target, True))
+    prepare(target, backend.target, backend.rows + 1, backend.depths)
 
     @torch.inference_mode()
     def run() -> None:
@@ -111,6 +109,21 @@ def bare_forwards(pair: Pair, method: str, structure: str, length: int, batch: i
             call(list(inputs))
 
     return run
+
+
+def backend_of(pair: Pair, method: str, structure: str, prompts: list[list[int]]) -> AOTBackend:
+    """What decodes a batch of prompts."""
+    own, room = METHODS[method], [NEW_TOKENS] * len(prompts)
+    sampling, shape = Sampling.at(TEMPERATURE), get_shape(method, structure)
+    return pair.engine.backend(
+        Job(load(own.strategy), load(own.rule), shape, sampling, prompts, room, pair.positions, seed=0)
+    )
+
+
+@lru_cache(maxsize=1)
+def drafter_forward(drafter: Any) -> Library:
+    """The drafter's forward alone, which decoding calls with what it draws."""
+    return forward_recipe(drafter, True, drafts=True).library()
 
 
 def bare_gain(pair: Pair, method: str, structure: str, repeats: int) -> float:
@@ -153,7 +166,7 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str,
     And the times of these bare forwards and of verification in a block, in ms.
     """
     prompt = prompts_of(pair)[0]
-    plain = replace(pair, target_forward=None, drafter_forward=None)
+    plain = replace(pair, compiled=None)
     bare = bare_forwards(pair, method, structure, len(prompt) + NEW_TOKENS // 2)
 
     def block(which: Pair, seed: int) -> tuple[float, float, int]:
@@ -186,15 +199,17 @@ def overhead(pair: Pair, method: str, structure: str, repeats: int) -> dict[str,
 
 def drafter_step(pair: Pair, repeats: int) -> float:
     """Median time of one row through the drafter behind 100 tokens, in ms."""
-    shape = get_shape("sd", "6")
-    lane = Lane(pair.drafter, shape, Warp(TEMPERATURE), 1, 110, True, pair.levels())
-    length, tokens = torch.tensor([100]), torch.tensor([[5]])
-    ancestors = torch.eye(1 + shape.budget, dtype=torch.bool)[1:2].unsqueeze(0)
-    times = []
+    backend = backend_of(pair, "sd", "6", [[5] * 101])
+    slots, _, depth = backend.levels[1]
+    tree, call = backend.tree, drafter_forward(pair.drafter).run
+    rows = Rows(
+        tree.tokens[:, slots], depth.view(1), tree.ancestors[:, slots], backend.length, backend.place[:100], slots
+    )
+    inputs, times = [*(x.contiguous() for x in rows), backend.temperature, *backend.drafter.cache.keys_values], []
     with torch.inference_mode():
         for _ in range(100 * repeats):
             start = time.perf_counter()
-            lane.rows(tokens, 1, lane.begin(length, 100), ancestors)
+            call(list(inputs))
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 

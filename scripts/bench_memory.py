@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from bench_engine import ROOT, cases, report
 from transformers import OPTConfig, OPTForCausalLM
 
 import rsdbench
-from rsdbench.decoding.cache import TreeCache
-from rsdbench.models.pair import Pair, parameters, quiet_libraries
+from rsdbench.decoding.kv_cache import KVStorage
+from rsdbench.pair import Pair, parameters, quiet_libraries
 
 MIB = 2**20
 BUDGETS = (6, 30)
@@ -69,17 +68,17 @@ def peak_memory() -> Iterator[list[int]]:
 @contextmanager
 def counted_caches() -> Iterator[list[int]]:
     """Bytes of the caches that are allocated in the block."""
-    allocated, real = [0], TreeCache.allocate
+    allocated, real = [0], KVStorage.__init__
 
-    def allocate(cache: TreeCache, like: torch.Tensor) -> None:
-        real(cache, like)
-        allocated[0] += sum(storage.nbytes for storage in cache.storage)
+    def allocate(storage: KVStorage, *settings: Any) -> None:
+        real(storage, *settings)
+        allocated[0] += sum(run.nbytes for run in storage.runs)
 
-    TreeCache.allocate = allocate
+    KVStorage.__init__ = allocate
     try:
         yield allocated
     finally:
-        TreeCache.allocate = real
+        KVStorage.__init__ = real
 
 
 def peak_of(method: str, structure: str, compiled: bool) -> dict[str, Any]:

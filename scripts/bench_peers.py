@@ -24,8 +24,8 @@ import transformers
 from bench_engine import NEW_TOKENS, ROOT, TEMPERATURE, prompts_of, report
 
 import rsdbench
-from rsdbench.decoding.methods import BASELINE, METHODS
-from rsdbench.models.pair import Pair, quiet_libraries
+from rsdbench.methods import BASELINE, METHODS
+from rsdbench.pair import Pair, quiet_libraries
 
 DRAFTS = 6
 Decode = Callable[[list[int], float, int], list[int]]  # prompt, temperature, seed -> new tokens

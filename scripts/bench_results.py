@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from bench_engine import ROOT, report
 
-from rsdbench.decoding.methods import BASELINE
+from rsdbench.methods import BASELINE
 from rsdbench.runner import progress, store
 from rsdbench.runner.cells import Cell
 from rsdbench.runner.plan import PlannedRow, planned_rows, register

@@ -20,7 +20,7 @@ import pandas as pd
 from train_standins import RECIPES
 
 from rsdbench import generate, load_pair
-from rsdbench.models.pair import Pair
+from rsdbench.pair import Pair
 from rsdbench.results.metrics import RESAMPLES_ACCURACY, estimate, weights
 from rsdbench.runner.compose import row_configs
 from rsdbench.tasks.examples import answer_text, load_examples, stop_tokens

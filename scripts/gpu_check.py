@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from gpu_measure import (
     GIB,
-    WARP,
+    SAMPLING,
     Settings,
     ar_against_copy,
     block_times,
@@ -48,9 +48,9 @@ from gpu_measure import (
 )
 from gpu_report import Report
 
-from rsdbench.decoding.methods import METHODS
 from rsdbench.files import check_writable
-from rsdbench.models.pair import Pair, parameters, quiet_libraries
+from rsdbench.methods import METHODS
+from rsdbench.pair import Pair, parameters, quiet_libraries
 from rsdbench.runner.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,7 +159,7 @@ def origin(settings: Settings, argv: list[str]) -> dict[str, Any]:
         found["memory_gib"] = torch.cuda.get_device_properties(settings.device).total_memory / GIB
         found["cuda"] = torch.version.cuda
     how = {key: getattr(settings, key) for key in ("forwards", "rows", "prompt", "new_tokens", "rounds", "calls")}
-    return {**found, "argv": argv, "temperature": WARP.temperature, **how}
+    return {**found, "argv": argv, "temperature": SAMPLING.temperature, **how}
 
 
 def file_name(device: torch.device) -> str:

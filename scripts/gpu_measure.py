@@ -18,15 +18,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig
 
 import rsdbench
-from rsdbench.backends.cuda_graphs.graphs import Graphs, bucket
-from rsdbench.decoding.forward import Lane
-from rsdbench.decoding.methods import BASELINE, METHODS, get_shape
-from rsdbench.decoding.tree import TreeShape
-from rsdbench.models.pair import EAGER, GRAPHED, Pair
-from rsdbench.sampling.distributions import Warp
+from rsdbench.backends.choice import EAGER, GRAPHED
+from rsdbench.decoding.backend import Backend, Job
+from rsdbench.decoding.shapes import TreeShape
+from rsdbench.decoding.strategies import Frontier, Level, shared_parents, without_scores
+from rsdbench.decoding.tree import DraftTree
+from rsdbench.methods import BASELINE, METHODS, get_shape
+from rsdbench.pair import Pair
+from rsdbench.sampling.distributions import Sampling
+from rsdbench.verification.recursive_rejection import recursive_rejection
 
 GIB = 2**30
-WARP = Warp(0.3)
+SAMPLING = Sampling.at(0.3)
 
 
 def opt(width: int, layers: int, heads: int, ffn: int, **changes: Any) -> OPTConfig:
@@ -133,55 +136,45 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-class Forwards:
-    """Bare forwards of a pair's target or drafter behind a prompt, from tokens to laws, with masks as in decoding.
+class Fixed:
+    """A strategy that draws nothing: what is left of drafting are the drafter's forwards."""
 
-    They run as the pair's forwards do; with CUDA graphs they read the prefix up to a multiple of positions.
-    """
+    @staticmethod
+    def noise_rows(above: int, width: int) -> int:
+        """None."""
+        return 0
 
-    @torch.inference_mode()
-    def __init__(self, pair: Pair, shape: TreeShape, settings: Settings, drafter: bool) -> None:
-        self.shape, self.graphs = shape, None if pair.graphs is None else Graphs()
-        self.end = settings.prompt + settings.new_tokens // 2 if self.graphs is None else bucket(settings.prompt)
-        model, device = pair.drafter if drafter else pair.target, settings.device
-        allocate = None if self.graphs is None else torch.zeros
-        self.lane = Lane(model, shape, WARP, 1, max(self.end, settings.prompt), drafter, allocate=allocate)
-        self.lane.prefill(torch.tensor([settings.tokens], device=device))
-        self.position = torch.tensor([settings.prompt], device=device)
-        self.tokens = torch.full((1, 1 + shape.budget), 5, device=device)
-        self.two = torch.full((1, 2), 5, device=device)
-        self.ancestors = torch.eye(1 + shape.budget, dtype=torch.bool, device=device).unsqueeze(0)
+    @staticmethod
+    def expand(above: Frontier, log_q: Tensor, noise: Tensor, width: int) -> Level:
+        """The same token everywhere."""
+        parents = shared_parents(above, width)
+        return Level(torch.full_like(parents, 5), parents, without_scores(above.valid.gather(1, parents)))
 
-    @torch.inference_mode()
-    def run(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Call one of the two functions below, or replay it."""
-        if self.graphs is None:
-            return function(*inputs)
-        return self.graphs.run(function, inputs, function.__name__)
 
-    def verifying(self, rows: int) -> Callable[[], tuple[Tensor, ...]]:
-        """A target's forward of the first rows of the tree."""
-        inputs = self.tokens[:, :rows], self.position, self.ancestors[:, :rows]
-        return lambda: self.run(self.verify, *inputs)
+@torch.inference_mode()
+def bare(pair: Pair, shape: TreeShape, settings: Settings) -> Backend:
+    """A backend behind the prompt, whose phases are the models' forwards and little else."""
+    shape = TreeShape(shape.widths, shape.fanouts, shape.parents or (-1,) * shape.budget)
+    room = [settings.new_tokens]
+    job = Job(Fixed, recursive_rejection, shape, SAMPLING, [settings.tokens], room, pair.positions, seed=0)
+    backend = pair.engine.backend(job)
+    backend.prefill()
+    return backend
 
-    def verify(self, tokens: Tensor, position: Tensor, ancestors: Tensor) -> tuple[Tensor]:
-        """The laws at rows of the tree."""
-        return (self.lane.rows(tokens, 0, self.lane.begin(position, self.end), ancestors),)
 
-    def drafting(self) -> Callable[[], tuple[Tensor, ...]]:
-        """A drafter's forwards of one block, level by level."""
-        inputs = self.two, self.tokens, self.position, self.ancestors
-        return lambda: self.run(self.draft, *inputs)
+def scoring(pair: Pair, shape: TreeShape, settings: Settings) -> Callable[[], Tensor]:
+    """A target's forward of a tree."""
+    backend = bare(pair, shape, settings)
+    with torch.inference_mode():
+        tree = backend.draft(backend.numbers())
+    return torch.inference_mode()(lambda: backend.score(tree))
 
-    def draft(self, two: Tensor, tokens: Tensor, position: Tensor, ancestors: Tensor) -> tuple[Tensor]:
-        """The laws at the last level that is expanded."""
-        block = self.lane.begin(position, self.end)
-        laws = self.lane.rows(two, -1, block, self.lane.two_rows)[:, 1:]
-        for depth in range(1, self.shape.depth):
-            level = self.shape.level(depth)
-            rows = slice(level.start + 1, level.stop + 1)
-            laws = self.lane.rows(tokens[:, rows], rows.start, block, ancestors[:, rows])
-        return (laws,)
+
+def drafting(pair: Pair, shape: TreeShape, settings: Settings) -> Callable[[], DraftTree]:
+    """A drafter's forwards of a block."""
+    backend = bare(pair, shape, settings)
+    numbers = backend.numbers()
+    return torch.inference_mode()(lambda: backend.draft(numbers))
 
 
 def copying(settings: Settings) -> Callable[[], Tensor]:
@@ -193,9 +186,7 @@ def copying(settings: Settings) -> Callable[[], Tensor]:
 
 def block_ms(pair: Pair, method: str, structure: str, settings: Settings) -> float:
     """Milliseconds of a block, without the prefill."""
-    out = rsdbench.generate(
-        pair, [settings.tokens], method, structure, settings.new_tokens, WARP.temperature, WARP.top_p
-    )
+    out = rsdbench.generate(pair, [settings.tokens], method, structure, settings.new_tokens, SAMPLING.temperature)
     return 1e3 * out.decode_s / sum(out.blocks)
 
 
@@ -209,7 +200,7 @@ def pairs_of(target: Any, drafter: Any, forwards: tuple[str, ...]) -> dict[str, 
 
 def cases(budgets: Sequence[int]) -> list[tuple[str, str, int]]:
     """The first structure of each method at each budget."""
-    return [(name, m.drafting.structures[b][0], b) for b in budgets for name, m in METHODS.items() if name != BASELINE]
+    return [(name, m.structures[b][0], b) for b in budgets for name, m in METHODS.items() if name != BASELINE]
 
 
 def same_tokens(settings: Settings) -> dict[str, Any]:
@@ -244,24 +235,22 @@ def ends(settings: Settings) -> list[int]:
 def step_ms(pair: Pair, settings: Settings) -> float:
     """Milliseconds of one step of the longest sequence, by a pair's drafter."""
     steps = max(settings.budgets)
-    draft = Forwards(pair, get_shape("sd", str(steps)), settings, drafter=True).drafting()
+    draft = drafting(pair, get_shape("sd", str(steps)), settings)
     taken = by_turns({"draft": lambda: timed(draft, settings.device, settings.calls)}, settings.rounds)
     return statistics.median(taken["draft"]) / steps
 
 
 def forward_times(pair: Pair, settings: Settings) -> dict[str, list[float]]:
-    """Milliseconds of a pair's target's forwards by the number of rows, of one tree that has the most.
+    """Milliseconds of a pair's target's forwards by the number of rows.
 
     Raises:
         ArithmeticError: there are NaN among the laws.
     """
-    forwards = Forwards(pair, get_shape("sd", str(max(settings.budgets))), settings, drafter=False)
-    verifying = {rows: forwards.verifying(rows) for rows in settings.rows}
-    if verifying[settings.rows[-1]]()[0].isnan().any():
-        raise ArithmeticError("the target's laws have NaN: its weights are not fit for a measurement")
-    measures = {
-        str(rows): lambda run=run: timed(run, settings.device, settings.calls) for rows, run in verifying.items()
-    }
+    shapes = {rows: get_shape("sd", str(rows - 1)) if rows > 1 else get_shape(BASELINE) for rows in settings.rows}
+    scored = {rows: scoring(pair, shape, settings) for rows, shape in shapes.items()}
+    if scored[settings.rows[-1]]().isnan().any():
+        raise ArithmeticError("the target's log-probabilities have NaN: its weights are not fit for a measurement")
+    measures = {str(rows): lambda run=run: timed(run, settings.device, settings.calls) for rows, run in scored.items()}
     return by_turns(measures, settings.rounds)
 
 
@@ -285,12 +274,11 @@ def ar_against_copy(pair: Pair, settings: Settings) -> dict[str, float]:
 def block_times(pair: Pair, method: str, structure: str, settings: Settings) -> dict[str, float]:
     """A block against AR's and against its own bare forwards; outside: the share of it that is neither model's."""
     shape = get_shape(method, structure)
-    draft = Forwards(pair, shape, settings, drafter=True).drafting()
-    verify = Forwards(pair, shape, settings, drafter=False).verifying(1 + shape.budget)
+    draft, score = drafting(pair, shape, settings), scoring(pair, shape, settings)
     measures = {
         "ar": lambda: block_ms(pair, BASELINE, "0", settings),
         "block": lambda: block_ms(pair, method, structure, settings),
-        "bare": lambda: timed(lambda: (draft(), verify()), settings.device, settings.new_tokens),
+        "bare": lambda: timed(lambda: (draft(), score()), settings.device, settings.new_tokens),
     }
     taken = by_turns(measures, settings.rounds)
     medians = {f"{name}_ms": statistics.median(times) for name, times in taken.items()}

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsdbench.decoding.methods import METHODS
 from rsdbench.files import whole_file
+from rsdbench.methods import METHODS
+from rsdbench.results.readings import paper, reading
 
-LEAST, MOST = 6, 30  # budgets at which the paper's figure was read (arXiv 2402.14160), approximately
-BLOCK_EFFICIENCY = {"sd": (1.4, 1.5), "spectr": (1.5, 1.6), "rsd_c": (1.6, 1.8), "rsd_s": (1.7, 1.9)}
-TOKEN_RATE = {"sd": (0.5, 0.2), "spectr": (0.9, 0.7), "rsd_c": (1.0, 0.8), "rsd_s": (1.0, 0.8)}
+LEAST, MOST = paper()["budgets"]
+BLOCK_EFFICIENCY, TOKEN_RATE = reading("block efficiency"), reading("token rate")
 GIVEN = "the paper's OPT-125M-13B, WMT, read at 6 and 30 tokens; a straight line between them"
 PAPER = "the paper's OPT-125M-66B, WMT, read at 6 and 30 tokens"
 

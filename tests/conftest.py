@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from rsdbench.backends.aot import library
-from rsdbench.models.pair import Pair
+from rsdbench.pair import Pair
 from rsdbench.sampling.gumbel import to_gumbel
 
 
@@ -58,7 +58,7 @@ def make_pair(kind, vocabulary=64, noise=0.1, **changes):
     return Pair(target, resembling(target, 3, noise))
 
 
-COMPILED = ("test_compiled", "test_compiled_steps", "test_golden")  # they need the same compiled code
+COMPILED = ("test_aot", "test_backends", "test_golden")  # they need the same compiled code
 LONGEST = ("test_certificate", *COMPILED, "test_slurm", "test_crashes", "test_grid", "test_sweeps")
 
 
@@ -98,11 +98,11 @@ def gumbel_noise(shape, generator):
 
 
 def all_structures(budgets=(6, 10, 14, 21, 30)):
-    from rsdbench.decoding.methods import METHODS
+    from rsdbench.methods import METHODS
 
     cases = []
     for name, method in METHODS.items():
-        for budget, structures in method.drafting.structures.items():
+        for budget, structures in method.structures.items():
             cases += [(name, s, budget) for s in structures if budget in budgets]
     return cases
 

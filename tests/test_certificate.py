@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,81 +18,76 @@ import pytest
 import scipy.stats
 import torch
 
+from rsdbench import methods
 from rsdbench.backends.aot.library import compiler_at_hand
+from rsdbench.backends.choice import COMPILED, EAGER
 from rsdbench.certificate import certify, joint, shipped
 from rsdbench.certificate.mutants import SHARP, STALE, T1, mutants
 from rsdbench.cli.main import main
-from rsdbench.decoding import methods
-from rsdbench.decoding.drafting import SEQUENCES
-from rsdbench.decoding.methods import METHODS, Method
-from rsdbench.models.pair import COMPILED, EAGER
+from rsdbench.decoding.strategies import Sequences
+from rsdbench.methods import METHODS, Method
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.compose import row_configs
-from rsdbench.sampling.distributions import Warp
+from rsdbench.sampling.distributions import Sampling
 from rsdbench.sources import code_hash
+from rsdbench.structures import SEQUENCES
 from rsdbench.verification.recursive_rejection import recursive_rejection
 
 from .commands import LONG_ENOUGH
 
 SAMPLES = 20_000
 SMALLEST = "OPT-25K-2.6M"
-FEW, ALL = "smallest pair compiled", "all compiled"
+FEW, ALL = "two methods on two rows", "everything"
+METHODS_OF = {FEW: ["spectr", "rsd_s"], ALL: list(METHODS)}
+COMPILED_ROW = "OPT-25K-2.6M, De-En"
 
 
 @pytest.fixture(scope="module", params=[FEW, pytest.param(ALL, marks=pytest.mark.slow)])
 def certificate(request, tmp_path_factory, compiled_cache):
-    """The folder that `rsdbench certify --samples 20000 --out` leaves, and its checks.
+    """The folder that `rsdbench certify --samples 20000 --out` leaves, its checks, and its methods.
 
-    To compile the models of all rows takes minutes: with -m slow they are as runs decode them, otherwise only those of
-    the smallest pair are, and the other rows take the models' own forwards.
+    All methods on all rows take many minutes (-m slow); otherwise one row is decoded by compiled code, one eagerly.
     """
-    folder = tmp_path_factory.mktemp("certificate")
+    folder, methods = tmp_path_factory.mktemp("certificate"), METHODS_OF[request.param]
     with pytest.MonkeyPatch.context() as patch:
         if request.param == FEW:
-            patch.setattr(shipped, "row_configs", rows_of_which_the_smallest_pair_is_compiled)
-        main(["certify", "--samples", str(SAMPLES), "--out", str(folder)])
-    return folder, pd.read_parquet(folder / "certificate.parquet")
+            patch.setattr(shipped, "row_configs", lambda overrides: two_rows(row_configs(overrides)))
+        main(["certify", *methods, "--samples", str(SAMPLES), "--out", str(folder)])
+    return folder, pd.read_parquet(folder / "certificate.parquet"), methods
 
 
-def rows_of_which_the_smallest_pair_is_compiled(overrides):
-    configs = row_configs(overrides)
-    for config in configs:
-        if not RowJob(config).label.startswith(SMALLEST):
-            config.compile = False
-    return configs
+def two_rows(configs):
+    found = {RowJob(config).label: config for config in configs}
+    eager = found["OPT-70K-2.6M, Synopsis"]
+    eager.compile = False
+    return [found[COMPILED_ROW], eager]
 
 
 def test_every_method_passes_every_level(certificate):
-    _, checks = certificate
+    _, checks, methods = certificate
     honest = checks[~checks.mutant]
     assert (honest.verdict == "pass").all()
-    assert set(honest[honest.level == 1].method) == set(METHODS)
-    assert set(honest[honest.level == 2].method) == set(METHODS)
-    assert set(honest[honest.level == 3].method) == set(METHODS) - {"ar"}
-    assert len(honest[honest.level == 3]) == 12 * 4 * 2  # rows of the grid, methods, beginnings and scores
+    for level in (1, 2):
+        assert set(honest[honest.level == level].method) == set(methods)
+    rows, drafting = (12 if len(methods) == len(METHODS) else 2), [m for m in methods if METHODS[m].drafts]
+    assert set(honest[honest.level == 3].method) == set(drafting)
+    assert len(honest[honest.level == 3]) == rows * len(drafting) * 2  # beginnings and scores
 
 
-def test_the_shipped_models_are_checked_as_runs_decode_them(certificate, request):
-    _, checks = certificate
+def test_the_shipped_models_are_checked_as_runs_decode_them(certificate):
+    _, checks, methods = certificate
     forward = COMPILED if compiler_at_hand() else EAGER
     settings = checks[checks.level == 3].setting
-    everything = request.node.callspec.params["certificate"] == ALL
-    compiled = settings.str.startswith(SMALLEST) | everything
-    assert compiled.sum() == (12 if everything else 2) * 4 * 2
+    compiled = settings.str.startswith(COMPILED_ROW) | (len(methods) == len(METHODS))
+    assert compiled.any()
     assert settings[compiled].str.endswith(f", T = 0.3, {forward}").all()
     assert settings[~compiled].str.endswith(f", T = 0.3, {EAGER}").all()
 
 
-def test_the_engine_is_checked_for_all_structures_and_warps(certificate):
-    _, checks = certificate
+def test_the_engine_is_checked_for_all_structures_and_samplings(certificate):
+    _, checks, methods = certificate
     tested = checks[(checks.level == 2) & ~checks.mutant & checks.p_value.notna()]
-    structures = {
-        ("ar", "-"),
-        *(("sd", s) for s in ("6", "30")),
-        *(("spectr", s) for s in ("2x3", "3x2", "5x6")),
-        *(("rsd_c", s) for s in ("2-1-1", "2-2", "3-1", "2-2-2-2")),
-        *(("rsd_s", s) for s in ("2x3", "3x2", "5x6")),
-    }
+    structures = {(m, s or "-") for m in methods for s in joint.structures(m)}
     for setting in ("T = 1", "T = 0.3, top-p 0.9"):
         own = tested[tested.setting == setting]
         assert set(zip(own.method, own.structure, strict=True)) == structures
@@ -106,27 +100,33 @@ def test_the_engine_is_checked_for_all_structures_and_warps(certificate):
         assert (own.statistic == 0).all()
 
 
+def test_the_structures_of_level_2_are_those_of_the_smallest_budget_and_one_of_the_largest():
+    assert {m: joint.structures(m) for m in ("ar", "sd", "spectr", "rsd_c")} == {
+        "ar": [None], "sd": ["6", "30"], "spectr": ["2x3", "3x2", "5x6"], "rsd_c": ["2-1-1", "2-2", "3-1", "2-2-2-2"],
+    }  # fmt: skip
+
+
 def test_bounds_are_shared_by_all_p_values(certificate):
-    _, checks = certificate
+    _, checks, _ = certificate
     tested = checks[checks.p_value.notna() & ~checks.mutant]
     assert tested.bound.to_numpy() == pytest.approx(certify.ALPHA / len(tested))
-    assert len(tested) == 26 + 96
+    assert set(tested.level) == {2, 3}
     assert (checks[checks.mutant].bound == 1e-9).all()
 
 
 def test_every_mutant_is_rejected(certificate):
-    _, checks = certificate
+    _, checks, methods = certificate
     own = checks[checks.mutant]
     assert sorted(zip(own.check, own.method, strict=True)) == sorted(
-        (m.description, m.method) for m in mutants(METHODS)
+        (m.description, m.method) for m in mutants(methods)
     )
-    assert set(own.method) == set(METHODS)
+    assert set(own.method) == set(methods)
     assert (own.p_value < 1e-9).all()
     assert (own.verdict == "rejected").all()
 
 
 def test_the_report_says_what_each_check_would_have_found(certificate):
-    folder, checks = certificate
+    folder, checks, _ = certificate
     honest = checks[~checks.mutant]
     assert honest.finds.between(0, 100).all()
     engine = honest[(honest.level == 2) & (honest.setting == "T = 1")].dropna(subset="p_value")
@@ -159,14 +159,14 @@ def test_level_1_alone_takes_seconds_and_claims_no_power(capsys):
 
 
 def test_files_say_where_they_come_from(certificate):
-    folder, checks = certificate
+    folder, checks, _ = certificate
     assert sorted(f.name for f in folder.iterdir()) == ["certificate.md", "certificate.parquet"]
     metadata = pq.read_schema(folder / "certificate.parquet").metadata
     assert metadata[b"rsdbench.code"].decode() == code_hash() == checks.code[0]
     assert checks.torch[0] == torch.__version__
     page = (folder / "certificate.md").read_text()
     assert page.startswith("# Certificate of losslessness\n\n**Passed**: ")
-    for text in ("RSD-S", "SpecTr", "2-2-2-2", "## Power", "rejected", torch.__version__, code_hash()):
+    for text in ("RSD-S", "SpecTr", "5x6", "## Power", "rejected", torch.__version__, code_hash()):
         assert text in page
     assert len(page.splitlines()) < 150
 
@@ -186,9 +186,9 @@ def test_stale_noise_shows_in_the_joint_law_alone():
     """Why level 2 looks at three tokens: the first one's law is right. False alarm 1e-3."""
     mutant = next(m for m in mutants(["rsd_s"]) if m.description == STALE)
     observed = joint.count_with(mutant, range(2), seed=1)
-    assert joint.chi_square(observed, mutant.warp)[2] < 1e-9
+    assert joint.chi_square(observed, mutant.sampling)[2] < 1e-9
     for prompt, counts in zip(joint.PROMPTS, observed, strict=True):
-        law = joint.exact_joint_law(prompt, mutant.warp).view(joint.VOCABULARY, -1).sum(1)
+        law = joint.exact_joint_law(prompt, mutant.sampling).view(joint.VOCABULARY, -1).sum(1)
         first = counts.view(joint.VOCABULARY, -1).sum(1)
         assert (first[law == 0] == 0).all()
         expected = (law * first.sum())[law > 0]
@@ -198,7 +198,11 @@ def test_stale_noise_shows_in_the_joint_law_alone():
 def test_a_method_registered_today_is_certified_and_a_wrong_one_fails(monkeypatch, tmp_path, capsys):
     """Recursive rejection is not lossless for independent drafts, which levels 1 and 2 must both see."""
     monkeypatch.setattr(shipped, "row_configs", lambda overrides: [])  # levels 1 and 2 are enough
-    monkeypatch.setitem(methods.METHODS, "new", Method("New", SEQUENCES, recursive_rejection))
+    monkeypatch.setitem(
+        methods.METHODS,
+        "new",
+        Method("New", SEQUENCES, METHODS["spectr"].structures, Sequences, recursive_rejection, independent=True),
+    )
     with pytest.raises(SystemExit) as stop:
         main(["certify", "new", "--samples", str(SAMPLES), "--out", str(tmp_path)])
     assert stop.value.code == 1
@@ -280,17 +284,17 @@ def test_the_exact_law_is_the_product_of_plain_forwards():
         for i, token in enumerate(tokens):
             with torch.no_grad():
                 logits = target(input_ids=torch.tensor([[*prompt, *tokens[:i]]])).logits[0, -1]
-            chance *= float(SHARP.law(logits)[token])
+            chance *= float(SHARP.probs(logits)[token])
         assert float(law[index]) == pytest.approx(chance, abs=1e-6)
 
 
-@pytest.mark.parametrize("warp", [T1, SHARP, Warp(0.05)], ids=str)
-def test_p_values_of_true_samples_are_uniform(warp):
+@pytest.mark.parametrize("sampling", [T1, SHARP, Sampling.at(0.05)], ids=str)
+def test_p_values_of_true_samples_are_uniform(sampling):
     """Counts drawn from the law itself: 300 p-values by Kolmogorov-Smirnov, false alarm 1e-3 each."""
     rng = np.random.default_rng(0)
-    laws = [joint.exact_joint_law(p, warp).numpy() for p in joint.PROMPTS]
+    laws = [joint.exact_joint_law(p, sampling).numpy() for p in joint.PROMPTS]
     counts = (torch.from_numpy(np.stack([rng.multinomial(5000, law / law.sum()) for law in laws])) for _ in range(300))
-    p_values = [joint.chi_square(c, warp)[2] for c in counts]
+    p_values = [joint.chi_square(c, sampling)[2] for c in counts]
     assert scipy.stats.kstest(p_values, "uniform").pvalue > 1e-3
 
 
@@ -337,16 +341,3 @@ def test_score_differences_are_found_and_not_invented(metric):
     assert worse.p_value < 1e-3
     same = sample(references, 0.3)
     assert shipped.score_difference(same, same, metric, 0) == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_the_published_certificate_is_whole():
-    folder = Path(__file__).parents[1] / "results" / "certificate"
-    checks = pd.read_parquet(folder / "certificate.parquet")
-    assert set(checks.verdict) == {"pass", "rejected"}
-    joint_laws = checks[checks.check == "joint law of three tokens"]
-    assert set(joint_laws.method) == set(METHODS)
-    assert len(joint_laws) == 26
-    assert (joint_laws.samples == 1_000_000).all()
-    page = (folder / "certificate.md").read_text()
-    assert checks.code[0] in page
-    assert "**Passed**" in page

@@ -112,7 +112,7 @@ BROKEN = [
 def test_a_broken_file_is_named_before_anything_is_loaded(cache, tmp_path, monkeypatch, files, how, name):
     checkpoints.opt(tmp_path / "model", files)
     (file,) = (f for f in (tmp_path / "model").iterdir() if f.name.startswith(name) and f.suffix != ".json")
-    monkeypatch.setattr("rsdbench.models.pair.load_model", None)
+    monkeypatch.setattr("rsdbench.pair.load_model", None)
     break_file(file, how)
     publish(cache, "someone/model", tmp_path / "model", A)
     for path in ("someone/model", str(tmp_path / "model")):

@@ -6,7 +6,7 @@ import time
 
 from rsdbench.runner import leases, progress
 from rsdbench.runner.plan import planned_rows
-from rsdbench.runner.status import overview
+from rsdbench.runner.status import status
 
 from .commands import SMALL, Command, cells, rsdbench, wait_for
 
@@ -73,7 +73,7 @@ def test_a_run_waits_for_cells_that_others_run_and_takes_over_stale_ones(tmp_pat
     run = Command("run", *SMALL, f"results={tmp_path}")
     wait_for(lambda: "waiting for 1 cells that other processes run" in run.err, "message")
     assert [f.stem for f in cells(tmp_path)] == [planned.cells[1].id], "what is free is done first"
-    seen = overview(tmp_path)
+    seen = status(tmp_path)
     assert list(seen.runners.values()) == ["far, process 1, job 12_3"]
     assert "far, process 1, job 12_3" in rsdbench("status", tmp_path)[0]
     old = time.time() - 120

@@ -5,10 +5,10 @@ import itertools
 import pytest
 from omegaconf import OmegaConf
 
-from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.methods import METHODS, get_shape
 from rsdbench.results.schema import AXES
 from rsdbench.runner.compose import CONFIGS, compose, row_configs
-from rsdbench.runner.grid import points_of
+from rsdbench.selection import points_of
 from rsdbench.tasks.settings import check_dataset_settings
 
 TABLE = {
@@ -52,7 +52,7 @@ def test_experiments_have_12_rows_of_all_structures(experiment, cells):
 
 
 def test_structures_are_the_designs_table():
-    assert {m: {b: list(s) for b, s in METHODS[m].drafting.structures.items()} for m in TABLE} == TABLE
+    assert {m: {b: list(s) for b, s in METHODS[m].structures.items()} for m in TABLE} == TABLE
     for method, budgets in TABLE.items():
         for budget, structures in budgets.items():
             assert all(get_shape(method, s).budget == budget for s in structures)

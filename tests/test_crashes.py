@@ -18,7 +18,7 @@ import pytest
 from rsdbench.files import left_over, now, whole_file
 from rsdbench.results import plans
 from rsdbench.runner import leases, progress
-from rsdbench.runner.status import overview
+from rsdbench.runner.status import status
 
 from . import commands
 from .commands import SMALL, Command, cells, in_the_second_cell, rsdbench, tokens
@@ -71,7 +71,7 @@ def test_killed_at_50_moments_the_cells_are_complete_and_equal(tmp_path, undistu
     assert list((tmp_path / "cells").glob(".*.partial")), "no write was cut in two"
     rsdbench("run", *AXES, f"results={tmp_path}")
     assert tokens(tmp_path) == undisturbed
-    assert overview(tmp_path).count("done") == 18
+    assert status(tmp_path).count("done") == 18
     assert not commands.progress(tmp_path, ".running")
 
 
@@ -99,7 +99,7 @@ def test_32_processes_share_one_folder(tmp_path, undisturbed):
     assert tokens(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.partial"))
     assert not commands.progress(tmp_path, ".running")
-    assert overview(tmp_path).count("done") == 18
+    assert status(tmp_path).count("done") == 18
     done = [re.search(r"^(\d+) cells done,", command.out, re.MULTILINE) for command in started]
     computed = sum(int(line[1]) for line in done if line)
     assert computed < 18 + 8, "claims keep processes from repeating one another's work"
@@ -169,7 +169,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, undisturbed, monkeypatch):
     for file in cells(tmp_path)[::3]:
         stamp(file, (real() + jumps.choice([1e6, -1e6]),) * 2)
     assert tokens(tmp_path) == undisturbed
-    seen = overview(tmp_path)
+    seen = status(tmp_path)
     assert seen.count("done") == 18
     assert seen.per_hour is None or seen.per_hour > 0
     rsdbench("figure", tmp_path, "--out", tmp_path / "figure.png")

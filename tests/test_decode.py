@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.decoding import draft, forward
-from rsdbench.decoding.methods import METHODS, get_shape
-from rsdbench.models.pair import Pair
+from rsdbench.backends import eager
+from rsdbench.backends.eager import EagerBackend
+from rsdbench.methods import METHODS, get_shape
+from rsdbench.pair import Pair
 
 from .conftest import PAIRS, all_structures, make_pair, resembling, tiny_llama, tiny_opt
 
@@ -47,7 +48,7 @@ def test_every_structure_at_temperature_zero_is_greedy(pairs, references, kind, 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "ar"])
 def test_a_perfect_drafter_is_always_accepted(method):
     target = tiny_opt(5)
-    structure = METHODS[method].drafting.structures[6][0]
+    structure = METHODS[method].structures[6][0]
     depth = get_shape(method, structure).depth
     out = rsdbench.generate(Pair(target, target), PROMPTS, method, structure, 3 * (depth + 1), temperature=1.0)
     assert out.blocks == [3] * len(PROMPTS)
@@ -133,8 +134,7 @@ def test_a_seed_fixes_the_tokens(pairs, method, structure, budget):
 def test_large_laws_go_in_parts_and_stay_the_same(pairs, monkeypatch, method, structure, budget, warp):
     """What vocabularies of 50,000 tokens take, forced upon one of 64."""
     expected = rsdbench.generate(pairs["mixed"], PROMPTS, method, structure, 10, *warp, seed=1)
-    for module in (forward, draft):
-        monkeypatch.setattr(module, "PART", 64)
+    monkeypatch.setattr(eager, "PIECE", 64)
     assert rsdbench.generate(pairs["mixed"], PROMPTS, method, structure, 10, *warp, seed=1).tokens == expected.tokens
 
 
@@ -179,10 +179,10 @@ def test_bad_input_is_one_documented_exception(pairs, change, message):
 
 
 def test_equal_prompts_are_prefilled_once_and_decoded_each(pairs, monkeypatch):
-    from rsdbench.decoding.forward import Lane
-
-    prefilled, real = [], Lane.prefill
-    monkeypatch.setattr(Lane, "prefill", lambda lane, tokens: prefilled.append(tokens.shape[0]) or real(lane, tokens))
+    prefilled, real = [], EagerBackend.forward_prompts
+    monkeypatch.setattr(
+        EagerBackend, "forward_prompts", lambda own, lm, t: prefilled.append(t.shape[0]) or real(own, lm, t)
+    )
     prompts = [PROMPTS[i] for i in (0, 2, 0, 1, 2, 2)]
     for method, structure, _ in [("ar", None, 0), *all_structures((6,))]:
         prefilled.clear()

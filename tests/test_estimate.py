@@ -11,8 +11,8 @@ from rsdbench.models.checkpoints import MODELS
 from rsdbench.runner.compose import row_configs
 from rsdbench.runner.estimate import estimate, paper_efficiency
 from rsdbench.runner.footprint import GIB, Workload
-from rsdbench.runner.grid import points_of
 from rsdbench.runner.sizes import KNOWN, model_size
+from rsdbench.selection import points_of
 
 from .conftest import tiny_llama, tiny_opt, tiny_opt_post_norm
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import rsdbench
+from rsdbench.backends.eager import CachedLM
 from rsdbench.cli import run as face
-from rsdbench.decoding import forward
-from rsdbench.decoding.cache import TreeCache
-from rsdbench.models.pair import FoundPair
+from rsdbench.decoding.kv_cache import KVStorage
+from rsdbench.pair import FoundPair
 from rsdbench.runner import pairs, run
 from rsdbench.runner.plan import planned_rows
-from rsdbench.runner.status import overview
+from rsdbench.runner.status import status
 
 from . import commands
 from .commands import SMALL, cells
@@ -29,13 +29,13 @@ MESSAGE = (
 @pytest.fixture
 def storages(monkeypatch):
     """Weak references to all keys and values that are allocated."""
-    found, allocate = [], TreeCache.allocate
+    found, allocate = [], KVStorage.__init__
 
-    def watched(self, like):
-        allocate(self, like)
-        found.extend(weakref.ref(storage) for storage in self.storage)
+    def watched(self, *settings):
+        allocate(self, *settings)
+        found.extend(map(weakref.ref, self.runs))
 
-    monkeypatch.setattr(TreeCache, "allocate", watched)
+    monkeypatch.setattr(KVStorage, "__init__", watched)
     return found
 
 
@@ -46,6 +46,7 @@ def alive(references):
 def test_decoding_gives_its_memory_back_at_once(storages):
     """Two batches of a large model's keys and values have no room beside each other until the collector comes by."""
     pair = make_pair("opt")
+    assert pair.engine
     gc.collect()
     gc.disable()
     try:
@@ -59,7 +60,7 @@ def test_decoding_gives_its_memory_back_at_once(storages):
 def test_a_cell_out_of_memory_is_noted_and_leaves_room_for_the_next(tmp_path, monkeypatch, storages):
     (planned,) = planned_rows([*SMALL, "methods=[sd,rsd_s]", f"results={tmp_path}"])
     bad = next(cell for cell in planned.cells if cell.method == "sd")
-    decode, rows = run.RowRunner.decode, forward.Lane.rows
+    decode, logits_of = run.RowRunner.decode, CachedLM.logits
     failing, left, big = [], [], []
 
     def watched(self, cell, *rest):
@@ -68,28 +69,28 @@ def test_a_cell_out_of_memory_is_noted_and_leaves_room_for_the_next(tmp_path, mo
             left.append(alive(big))
         return decode(self, cell, *rest)
 
-    def out_of_memory(self, *arguments):
-        if failing[0]:
+    def out_of_memory(self, *arguments, **settings):
+        if failing and failing[0]:
             logits = torch.zeros(1000)  # as a target's forward holds them when it fails
             big.extend([weakref.ref(logits), *storages[-2:]])
             raise torch.OutOfMemoryError(MESSAGE)
-        return rows(self, *arguments)
+        return logits_of(self, *arguments, **settings)
 
     monkeypatch.setattr(run.RowRunner, "decode", watched)
-    monkeypatch.setattr(forward.Lane, "rows", out_of_memory)
+    monkeypatch.setattr(CachedLM, "logits", out_of_memory)
     assert face.run_rows([planned]) == 1
     assert len(big) == 3
     assert set(left) == {0}, "while the next cell runs, nothing of the failed one is held"
     assert len(cells(tmp_path)) == len(planned.cells) - 1
     reason = f"OutOfMemoryError: {MESSAGE.splitlines()[0]}"
-    assert overview(tmp_path).reasons == {bad.id: reason}
+    assert status(tmp_path).reasons == {bad.id: reason}
     shown, _ = command("status", tmp_path)
     assert "0/1 1 failed" in shown
     assert reason in shown.replace("\n", "")
 
     monkeypatch.undo()
     assert face.run_rows([planned]) == 0
-    assert overview(tmp_path).count("done") == len(planned.cells)
+    assert status(tmp_path).count("done") == len(planned.cells)
     assert not commands.progress(tmp_path, ".failed")
 
 

@@ -12,14 +12,15 @@ import torch
 
 import rsdbench
 from rsdbench.backends.cuda_graphs import fused, graphs, row_layers
+from rsdbench.backends.cuda_graphs.engine import CudaGraphsBackend
 from rsdbench.backends.cuda_graphs.fused import fused as fuse
 from rsdbench.backends.cuda_graphs.graphs import is_recording, recording
 from rsdbench.backends.cuda_graphs.row_layers import RowLayerNorm, RowLinear, use_row_layers
 from rsdbench.backends.projections import join_projections
-from rsdbench.decoding import loop, verify
-from rsdbench.models.pair import parameters
+from rsdbench.pair import parameters
 
 from .conftest import PAIRS, make_pair
+from .recordings import graphed
 
 PROMPT = [2, 5, 9, 33, 12, 7]
 functional = torch.nn.functional
@@ -46,9 +47,8 @@ def traced(monkeypatch):
      ("rsd_s", "3x2", (1.0, 1.0))],
 )  # fmt: skip
 def test_what_is_fused_gives_the_same_tokens(traced, monkeypatch, method, structure, warp):
-    for module in (loop, verify):
-        monkeypatch.setattr(module, "reading_is_free", lambda device: False)
-    pair = make_pair("opt")
+    monkeypatch.setattr(CudaGraphsBackend, "phase", lambda backend, function, *inputs: function(*inputs))
+    pair = graphed(make_pair("opt"))
     ours = [rsdbench.generate(pair, [PROMPT], method, structure, 16, *warp, seed=seed).tokens for seed in range(3)]
     count = len(traced)
     monkeypatch.setattr(fused, "is_recording", lambda: False)

@@ -13,11 +13,9 @@ import torch
 import rsdbench
 from rsdbench.backends.aot import library
 from rsdbench.backends.cuda_graphs import graphs
-from rsdbench.backends.cuda_graphs.graphs import Graphs
-from rsdbench.decoding import loop, verify
 
 from .conftest import all_structures, make_pair
-from .test_graphed import traced
+from .recordings import graphed, traced
 
 FILE = Path(__file__).with_suffix(".json")
 STRUCTURES = [("ar", "0", 0), *all_structures()]
@@ -77,10 +75,7 @@ RECORDED = [
 @pytest.mark.parametrize(("method", "structure"), RECORDED)
 def test_recorded_graphs_give_the_recorded_tokens(monkeypatch, method, structure, temperature):
     monkeypatch.setattr(graphs, "record", traced)
-    for module in (loop, verify):
-        monkeypatch.setattr(module, "reading_is_free", lambda device: False)
-    pair = make_pair("mixed")
-    pair.graphs = Graphs()
+    pair = graphed(make_pair("mixed"))
     assert digest(pair, method, structure, temperature, "one") == GOLDEN[name(method, structure, temperature, "one")]
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from rsdbench.backends.choice import EAGER, GRAPHED
 from rsdbench.backends.cuda_graphs import graphs
-from rsdbench.backends.cuda_graphs.graphs import Graphs
-from rsdbench.decoding import loop, verify
-from rsdbench.models.pair import EAGER, GRAPHED, Pair, parameters
+from rsdbench.backends.cuda_graphs.engine import CudaGraphsBackend
+from rsdbench.pair import Pair, parameters
 
-from .test_graphed import traced
+from .recordings import graphed, traced
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CPU = torch.device("cpu")
@@ -93,15 +93,6 @@ def test_every_method_at_every_budget_and_the_outer_ones_with_the_second_drafter
 
 
 def test_block_efficiency_is_the_papers_and_lies_on_a_line_between_its_readings(gpu, whole):
-    from .test_scripts import load
-
-    paper = load("compare_with_paper")
-    efficiency, _, rate = paper.READINGS
-    for given, (*_, metric, least, most) in zip(
-        (gpu.report.BLOCK_EFFICIENCY, gpu.report.TOKEN_RATE), (efficiency, rate), strict=True
-    ):
-        assert metric in ("block efficiency", "token rate")
-        assert given == dict(zip(paper.METHODS, zip(least, most, strict=True), strict=True))
     assert gpu.report.given_block_efficiency("sd", 18) == 1.45
     rates = {(c["method"], c["budget"]): c["paper_token_rate"] for c in whole[1]["cases"]}
     assert rates["sd", 6] == 0.5
@@ -149,10 +140,8 @@ def graphs_on_the_cpu(gpu, monkeypatch, method):
         monkeypatch.setattr(
             module, "cases", lambda budgets, real=module.cases: [c for c in real(budgets) if c[0] == method]
         )
-    monkeypatch.setattr(graphs, "record", lambda function, inputs: traced(function, inputs))
-    monkeypatch.setattr(Pair, "compile", lambda pair: setattr(pair, "graphs", Graphs()))
-    for module in (loop, verify):
-        monkeypatch.setattr(module, "reading_is_free", lambda device: False)
+    monkeypatch.setattr(graphs, "record", lambda *recorded: traced(*recorded))
+    monkeypatch.setattr(Pair, "compile", graphed)
 
 
 def test_with_graphs_and_without(gpu, tmp_path, monkeypatch):
@@ -167,13 +156,8 @@ def test_with_graphs_and_without(gpu, tmp_path, monkeypatch):
 
 def test_other_tokens_with_graphs_are_a_failure(gpu, tmp_path, monkeypatch):
     graphs_on_the_cpu(gpu, monkeypatch, "sd")
-    real = loop.Decoder.forward
-
-    def wrong(decoder, *inputs):
-        (laws,) = real(decoder, *inputs)
-        return (laws.flip(-1) if decoder.graphs else laws,)
-
-    monkeypatch.setattr(loop.Decoder, "forward", wrong)
+    real = CudaGraphsBackend.score
+    monkeypatch.setattr(CudaGraphsBackend, "score", lambda backend, tree: real(backend, tree).flip(-1))
     settings = settings_of(gpu, forwards=(GRAPHED, EAGER), budgets=(6,), drafters={}, targets={})
     code, data = run(gpu, tmp_path, settings)
     assert code == 1

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rsdbench.decoding.methods import METHODS, get_shape
+from rsdbench.methods import METHODS, get_shape
 from rsdbench.plotting.grid import plot_grid
 from rsdbench.results.points import METRICS
 

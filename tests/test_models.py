@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import rsdbench
 from rsdbench.models.checkpoints import MODELS, embedded_models, fingerprint, resolve_checkpoint
-from rsdbench.models.pair import parameters
+from rsdbench.pair import parameters
 
 from .conftest import tiny_llama, tiny_opt
 

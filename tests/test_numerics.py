@@ -1,25 +1,23 @@
 """Extreme laws: rules and draws stay sound at vocabularies, logits, temperatures and precisions that models have."""
 
 import mpmath
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rsdbench
-from rsdbench.decoding import loop
-from rsdbench.decoding.drafting import root_level
-from rsdbench.decoding.methods import METHODS
-from rsdbench.sampling.distributions import Warp
+from rsdbench.decoding.strategies import Frontier
+from rsdbench.methods import METHODS, load
+from rsdbench.sampling.distributions import Sampling
 from rsdbench.sampling.gumbel import conditioned_scores, draw, group_size
 from rsdbench.verification.k_seq import at_least_one
 
+from .blocks import blocks, job_of
 from .conftest import all_structures, gumbel_noise, make_pair
 
 BATCH = 4
 STRUCTURES = [(method, structure) for method, structure, _ in all_structures()]
-WARPS = st.builds(
-    Warp, st.sampled_from([0.0, 1e-4, 0.01, 0.3, 1.0, 100.0]), st.sampled_from([1e-6, 0.5, 0.9, 1 - 1e-6, 1.0])
+SAMPLINGS = st.builds(
+    Sampling.at, st.sampled_from([0.0, 1e-4, 0.01, 0.3, 1.0, 100.0]), st.sampled_from([1e-6, 0.5, 0.9, 1 - 1e-6, 1.0])
 )
 
 
@@ -38,39 +36,40 @@ def cases(draw_from):
     return target.to(dtype), drafter.to(dtype), generator
 
 
-def check_level(level, log_q, scored):
-    """Drafts have positive probability, and those of stochastic beam search scores that are numbers."""
+def check_level(level, log_q):
+    """Drafts have positive probability, and scores are numbers."""
     row = torch.arange(BATCH).unsqueeze(1)
-    assert (log_q[row, level.parents, level.tokens][level.valid] > float("-inf")).all()
-    for scores in (level.log_prob, level.score):
-        assert not scores.isnan().any() if scored else scores is None
+    assert (log_q[row, level.parents, level.tokens][level.frontier.valid] > float("-inf")).all()
+    assert not level.frontier.log_prob.isnan().any()
+    assert not level.frontier.score.isnan().any()
 
 
 def distinct(level):
-    for tokens, parents, valid in zip(level.tokens, level.parents, level.valid.expand_as(level.tokens), strict=True):
+    for tokens, parents, valid in zip(level.tokens, level.parents, level.frontier.valid, strict=True):
         drafts = [(int(p), int(t)) for t, p, ok in zip(tokens, parents, valid, strict=True) if ok]
         assert len(drafts) == len(set(drafts))
 
 
 @settings(max_examples=400, deadline=None)
-@given(case=cases(), warp=WARPS, method_and_structure=st.sampled_from(STRUCTURES))
-def test_two_levels_of_drafts_and_their_verification(case, warp, method_and_structure):
+@given(case=cases(), sampling=SAMPLINGS, method_and_structure=st.sampled_from(STRUCTURES))
+def test_two_levels_of_drafts_and_their_verification(case, sampling, method_and_structure):
     target, drafter, generator = case
     method = METHODS[method_and_structure[0]]
-    shape = method.drafting.shape(method_and_structure[1])
-    level = root_level(BATCH, torch.device("cpu"))
-    p = warp.law(target)
+    shape, strategy = method.form.shape(method_and_structure[1]), load(method.strategy)
+    frontier = Frontier(torch.ones(BATCH, 1).bool(), torch.zeros(BATCH, 1), torch.zeros(BATCH, 1))
+    p = sampling.probs(target)
+    log_root = sampling.truncate(sampling.log_probs(drafter)).unsqueeze(1)
     for depth in range(1, min(2, shape.depth) + 1):
-        log_q = warp.log_law(drafter).unsqueeze(1).expand(-1, level.tokens.shape[1], -1)
-        width = shape.widths[depth - 1]
-        rows = method.drafting.noise_rows(level.tokens.shape[1], width)
-        noise = gumbel_noise((BATCH, rows, group_size(drafter.shape[1])), generator)
-        level = method.drafting.expand(level, log_q, noise, width)
-        check_level(level, log_q, scored=method_and_structure[0] == "rsd_s")
-        if not method.drafting.replacement:
+        above, width = frontier.valid.shape[1], shape.widths[depth - 1]
+        log_q = log_root.expand(-1, above, -1)
+        noise = gumbel_noise((BATCH, strategy.noise_rows(above, width), group_size(drafter.shape[1])), generator)
+        level = strategy.expand(frontier, log_q, noise, width)
+        check_level(level, log_q)
+        frontier = level.frontier
+        if not method.independent:
             distinct(level)
         if depth == 1:
-            verdict = method.rule(p, log_q[:, 0].exp(), level.tokens, level.valid.expand_as(level.tokens))
+            verdict = load(method.rule)(p, log_q[:, 0].exp(), level.tokens, frontier.valid)
             check_verdict(p, level, verdict, generator)
 
 
@@ -91,47 +90,35 @@ def check_verdict(p, level, verdict, generator):
 def test_a_law_that_underflows_keeps_no_token_that_cannot_be_verified():
     """Behind a token that is nearly certain, the others' probabilities underflow: they must not be drawn at all."""
     logits = torch.tensor([[0.0, -95.0, -100.0, -105.0, -80.0]])
-    log_law = Warp().log_law(logits)
-    assert log_law.exp().tolist() == Warp().law(logits).tolist()
-    assert (log_law > float("-inf")).tolist() == [[True, False, False, False, True]]
+    log_p = Sampling.at().log_probs(logits)
+    assert log_p.exp().tolist() == Sampling.at().probs(logits).tolist()
+    assert (log_p > float("-inf")).tolist() == [[True, False, False, False, True]]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    warp=WARPS,
+    sampling=SAMPLINGS,
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
     scale=st.sampled_from([1.0, 100.0, 3000.0]),
     seed=st.integers(0, 1000),
     method_and_structure=st.sampled_from([("ar", None), *STRUCTURES]),
 )
-def test_models_in_half_precision_emit_only_what_the_target_can(warp, dtype, scale, seed, method_and_structure):
+def test_models_in_half_precision_emit_only_what_the_target_can(sampling, dtype, scale, seed, method_and_structure):
     pair = make_pair("opt")
     for model in (pair.target, pair.drafter):
         model.model.decoder.final_layer_norm.weight.data *= scale  # the logits' scale
         model.model.decoder.final_layer_norm.bias.data *= scale
         model.to(dtype)
     assert pair.target.dtype == dtype
-    real, blocks = loop.verify, []
-
-    def checked(shape, tree, tempered, rule, own_warp, *rest):
-        assert tempered.dtype == torch.float32
-        outcome = real(shape, tree, tempered, rule, own_warp, *rest)
-        law = own_warp.cut(tempered).exp()
-        sequence = torch.arange(len(law))
-        for step in range(shape.depth + 1):
-            here = step <= outcome.accepted
-            emitted = law[sequence, outcome.rows[:, step], outcome.tokens[:, step]]
+    prompts = [[2, 9, 4], [2], [7, 7]]
+    job = job_of(pair, *method_and_structure, prompts, sampling.temperature, sampling.top_p, [6] * 3, seed)
+    for block in blocks(pair, job):
+        assert block.log_p.dtype == torch.float32
+        p, sequence = sampling.truncate(block.log_p).exp(), torch.arange(len(block.prefixes))
+        for step in range(job.shape.depth + 1):
+            here = step <= block.verified.accepted
+            emitted = p[sequence, block.verified.rows[:, step], block.verified.report[:, 1 + step]]
             assert (emitted[here] > 0).all()
-        blocks.append(len(law))
-        return outcome
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "verify", checked)
-        out = rsdbench.generate(
-            pair, [[2, 9, 4], [2], [7, 7]], *method_and_structure, 6, warp.temperature, warp.top_p, seed=seed
-        )
-    assert sum(blocks) == sum(out.blocks)
-    assert [len(t) for t in out.tokens] == [6, 6, 6]
 
 
 def exact_score(parent, largest, perturbed):

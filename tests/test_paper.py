@@ -9,6 +9,7 @@ import pytest
 
 from rsdbench.results import claims as paper
 from rsdbench.results.claims import DIFFERS, FAILS, HOLDS, ORDER, UNDECIDED, Curves, claims, quantities, steps
+from rsdbench.results.readings import beside
 from rsdbench.results.results import Results
 
 from .commands import SMALL, rsdbench
@@ -191,3 +192,18 @@ def test_the_command_prints_and_writes_them(tmp_path):
     assert "must end in .csv" in err
     _, err = rsdbench("claims", tmp_path / "none", code=2)
     assert err.count("\n") == 1
+
+
+def test_readings_stand_beside_the_papers_own_row_or_its_stand_in():
+    points = pd.DataFrame(
+        [(row, "block efficiency", m, b, b / 10) for row in ("OPT-25K-2.6M, De-En", "A-B, C") for m in LABELS
+         for b in (6, 30) if (m, b) != ("sd", 30)], columns=["row", "metric", "method", "budget", "value"],
+    )  # fmt: skip
+    theirs, ours = beside(points)
+    assert theirs == ("block efficiency, OPT-125M-13B, WMT", "paper", {
+        "sd": "1.4 / 1.5", "spectr": "1.5 / 1.6", "rsd_c": "1.6 / 1.8", "rsd_s": "1.7 / 1.9"})  # fmt: skip
+    assert ours[:2] == ("block efficiency, OPT-25K-2.6M, De-En", "here")
+    assert (ours[2]["sd"], ours[2]["rsd_s"]) == ("0.60 / -", "0.60 / 3.00")
+    points.row = points.row.replace("A-B, C", "OPT-125M-13B, WMT")
+    assert beside(points)[1][0] == "block efficiency, OPT-125M-13B, WMT"
+    assert beside(points[points.row == "nobody's"]) == []

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rsdbench.decoding import clock
+from rsdbench.backends import clock
 from rsdbench.results.phases import OTHER, PHASES
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.compose import row_configs

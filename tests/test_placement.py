@@ -8,11 +8,9 @@ from accelerate.utils import compute_module_sizes
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 import rsdbench
-from rsdbench.decoding import forward
-from rsdbench.decoding.cache import TreeCache
-from rsdbench.decoding.prefixes import Prefixes
-from rsdbench.models import pair, placement
-from rsdbench.models.pair import Pair, parameters
+from rsdbench import pair
+from rsdbench.decoding.kv_cache import KVStorage, Layout, commit
+from rsdbench.models import placement
 from rsdbench.models.placement import (
     GIB,
     bytes_of,
@@ -23,7 +21,9 @@ from rsdbench.models.placement import (
     free_memory,
     layer_devices,
 )
+from rsdbench.models.prefixes import Prefixes
 from rsdbench.models.quantization import shrink
+from rsdbench.pair import Pair, parameters
 
 from .conftest import make_pair, resembling, tiny_opt
 from .test_models import PAPER
@@ -229,33 +229,41 @@ RUNS = {"one": ["cpu"] * 4, "halves": ["cpu", "cpu", "cpu:0", "cpu:0"], "offload
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_storage_follows_the_layers_devices(monkeypatch, name):
+def test_storage_follows_the_layers_devices(name):
     """The CPU under two names stands for two devices."""
     target = tiny_opt(1, layers=4)
     pair, plain = (Pair(target, resembling(target, 3, 0.1)) for _ in range(2))
     expected = decoded(plain)
     devices = [torch.device(d) for d in RUNS[name]]
-    made, real = [], TreeCache.allocate
-    monkeypatch.setattr(TreeCache, "allocate", lambda cache, like: (real(cache, like), made.append(cache.storage)))
-    monkeypatch.setattr(forward, "layer_devices", lambda model: devices)
-    pair.prefixes = Prefixes(2**20)
+    engine = pair.engine
+    engine.prefixes = Prefixes(2**20)
+    for model, layouts in engine.layouts.items():
+        engine.layouts[model] = [own._replace(device=device) for own, device in zip(layouts, devices, strict=True)]
     for _ in range(2):  # the second time from the prefixes that the first has kept
         assert decoded(pair) == expected
     runs = {"one": [4], "halves": [2, 2], "offloaded": [1, 2, 1]}[name]
-    assert all([len(storage) for storage in storages] == runs for storages in made)
-    assert pair.prefixes.size == sum(p.nbytes for kept in pair.prefixes.kept.values() for p in kept) > 0
+    kept = engine.prefixes.kept.values()
+    assert all([len(run) for run in prefix] == runs for prefix in kept)
+    assert engine.prefixes.size == sum(p.nbytes for prefix in kept for p in prefix) > 0
 
 
 def test_storage_lies_on_each_runs_device():
     devices = [torch.device(d) for d in ("meta", "cpu", "cpu", "meta")]
-    cache = TreeCache(devices, batch=3, nodes=4, positions=10)
-    cache.allocate(torch.zeros(3, 2, 1, 8))
-    assert [s.device for s in cache.storage] == [torch.device(d) for d in ("meta", "cpu", "meta")]
-    assert [s.shape for s in cache.storage] == [(n, 2, 3, 2, 16, 8) for n in (1, 2, 1)]
-    columns = torch.tensor([[1, 2], [1, 3], [1, 4]])
-    cache.commit(columns, columns)  # indices go along: with those of another device it would raise
-    cache.move([2], [0])
-    assert cache.prefix(5)[0].shape == (1, 2, 3, 2, 5, 8)
+    storage = KVStorage([Layout(d, 2, 8, torch.float32) for d in devices], batch=3, nodes=4, positions=10)
+    assert [s.device for s in storage.runs] == [torch.device(d) for d in ("meta", "cpu", "meta")]
+    assert [s.shape for s in storage.runs] == [(n, 2, 3, 2, 16, 8) for n in (1, 2, 1)]
+    rows, accepted, tokens = torch.tensor([[0, 2], [0, 3], [0, 4]]), torch.ones(3).long(), torch.zeros(3, 6).long()
+    # indices go along: with those of another device it would raise
+    commit(accepted, rows, tokens[:, :2].clone(), tokens, accepted.clone(), storage.scratch, storage.runs, ())
+    storage.move([2], [0])
+    assert storage.prefix(5)[0].shape == (1, 2, 3, 2, 5, 8)
+
+
+def test_layers_of_another_size_are_a_run_of_their_own():
+    layouts = [Layout(torch.device("cpu"), heads, size, torch.float32) for heads, size in ((2, 8), (2, 8), (1, 4))]
+    storage = KVStorage(layouts, batch=1, nodes=0, positions=6)
+    assert [s.shape for s in storage.runs] == [(2, 2, 1, 2, 8, 8), (1, 2, 1, 1, 8, 4)]
+    assert [v.shape for v in storage.views(1)] == [(1, 2, 8, 8)] * 4 + [(1, 1, 8, 4)] * 2
 
 
 def test_layers_are_where_their_hooks_send_them():

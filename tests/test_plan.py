@@ -12,8 +12,8 @@ from rsdbench.cli.main import main
 from rsdbench.runner.compose import CONFIGS, row_configs
 from rsdbench.runner.estimate import estimate
 from rsdbench.runner.footprint import Workload
-from rsdbench.runner.grid import points_of
 from rsdbench.runner.plan import planned_rows
+from rsdbench.selection import points_of
 
 from .commands import ROOT, SMALL
 

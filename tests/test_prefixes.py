@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import rsdbench
-from rsdbench.decoding.forward import Lane
-from rsdbench.decoding.prefixes import Prefixes
+from rsdbench.backends.eager import EagerBackend
+from rsdbench.models.prefixes import Prefixes
 
 from .commands import SMALL, tokens
 from .commands import rsdbench as command
@@ -17,15 +17,17 @@ PROMPTS = [[2, 5, 6, 7, 8, 9], [2, 11], [3], [2, 20, 21, 22], [2, 11]]
 @pytest.fixture
 def forwarded(monkeypatch):
     """Shapes of the prompts that go through a model."""
-    shapes, real = [], Lane.prefill
-    monkeypatch.setattr(Lane, "prefill", lambda lane, t: shapes.append(tuple(t.shape)) or real(lane, t))
+    shapes, real = [], EagerBackend.forward_prompts
+    monkeypatch.setattr(
+        EagerBackend, "forward_prompts", lambda own, lm, t: shapes.append(tuple(t.shape)) or real(own, lm, t)
+    )
     return shapes
 
 
 @pytest.mark.parametrize("kind", ["opt", "mixed", "llama"])
 def test_every_method_goes_on_from_what_another_one_has_left(kind, forwarded):
     pair, plain = make_pair(kind), make_pair(kind)
-    pair.prefixes = Prefixes(2**20)
+    pair.engine.prefixes = Prefixes(2**20)
     runs = [("ar", None, 0), *all_structures((6, 10))]
     for method, structure, seed in runs:
         settings = (method, structure, 12, 1.0)
@@ -38,7 +40,7 @@ def test_every_method_goes_on_from_what_another_one_has_left(kind, forwarded):
 
 def test_other_prompts_and_other_batches_are_others(forwarded):
     pair = make_pair("opt")
-    pair.prefixes = Prefixes(2**20)
+    pair.engine.prefixes = Prefixes(2**20)
     for prompts in (PROMPTS, PROMPTS[:2], PROMPTS[1::-1], PROMPTS):
         rsdbench.generate(pair, prompts, "ar", None, 4)
     assert forwarded == [(4, 5), (2, 5), (2, 5)]
@@ -49,30 +51,31 @@ def test_memory_is_limited_and_what_came_first_stays(forwarded):
     rows = PROMPTS[0][:-1]
     config = pair.target.config
     one = config.num_hidden_layers * 2 * config.hidden_size * len(rows) * 4
-    pair.prefixes = Prefixes(2 * one)
+    pair.engine.prefixes = Prefixes(2 * one)
     prompts = [[*rows, last] for last in (9, 10, 11)]
     for _ in range(3):
         for prompt in prompts:
             rsdbench.generate(pair, [prompt], "ar", None, 4)
-    assert pair.prefixes.size == sum(part.nbytes for kept in pair.prefixes.kept.values() for part in kept) == 2 * one
+    prefixes = pair.engine.prefixes
+    assert prefixes.size == sum(part.nbytes for kept in prefixes.kept.values() for part in kept) == 2 * one
     assert len(forwarded) == 3 + 1 + 1
 
 
 def test_decoding_does_not_change_what_is_kept():
     pair = make_pair("opt")
-    pair.prefixes = Prefixes(2**20)
+    pair.engine.prefixes = Prefixes(2**20)
     for method in ("ar", "rsd_s", "sd"):
         rsdbench.generate(pair, PROMPTS, method, None if method == "ar" else "2x3" if method == "rsd_s" else "6", 12)
-        kept = {key: [part.clone() for part in parts] for key, parts in pair.prefixes.kept.items()}
+        kept = {key: [part.clone() for part in parts] for key, parts in pair.engine.prefixes.kept.items()}
         rsdbench.generate(pair, PROMPTS, "spectr", "3x2", 12)
         for key, value in kept.items():
-            torch.testing.assert_close(pair.prefixes.kept[key], value, rtol=0, atol=0)
+            torch.testing.assert_close(pair.engine.prefixes.kept[key], value, rtol=0, atol=0)
 
 
 def test_nothing_is_kept_unless_asked_for():
     pair = make_pair("opt")
     rsdbench.generate(pair, PROMPTS, "rsd_s", "2x3", 4)
-    assert not pair.prefixes.kept
+    assert not pair.engine.prefixes.kept
 
 
 def test_a_run_gives_the_same_tokens_with_and_without(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rsdbench.backends.aot import gemm, library
-from rsdbench.backends.aot.gemm import LARGE, is_small, large_linear, lay_out, linear, summed_linear, summed_matmul
+from rsdbench.backends.aot.gemm import LARGE, is_small, large_linear, linear, summed_linear, summed_matmul
 from rsdbench.backends.projections import join_projections
+from rsdbench.models.loading import lay_out
 
 from .conftest import make_pair, tiny_opt
 
@@ -51,7 +52,7 @@ def test_compiled_code_calls_onednn_for_large_matrices_and_reads_them_where_they
     options = {"aot_inductor.package_constants_in_so": False}
     recipe = library.Recipe("layer", "layer", [outputs], layer, (torch.randn(3, 256),), sizes, options=options)
     built = recipe.library()
-    own = built.set_weights(layer)
+    own = built.weights
     assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
     for rows in (1, 9):
         x = torch.randn(rows, 256)
@@ -129,7 +130,7 @@ def test_a_small_model_calls_no_products(compiled_cache):
     for small in (True, False):
         recipe = library.Recipe("small", "small", [], layer, (torch.randn(3, 16),), sizes, small, options)
         built = recipe.library()
-        own = built.set_weights(layer)
+        own = built.weights
         assert {weight.data_ptr() for weight in own.values()} == {layer.weight.data_ptr(), layer.bias.data_ptr()}
         for rows in (1, 9):
             x = torch.randn(rows, 16)

@@ -7,8 +7,7 @@ import torch
 
 import rsdbench
 from rsdbench.backends.projections import Part, join_projections
-from rsdbench.decoding import cache
-from rsdbench.models.pair import parameters
+from rsdbench.pair import parameters
 
 from .conftest import PAIRS, make_pair
 
@@ -65,32 +64,6 @@ def test_a_copy_has_weights_of_its_own():
             buffer.zero_()
     assert torch.equal(other(x).logits, expected)
     assert not torch.equal(model(x).logits, expected)
-
-
-@pytest.mark.parametrize("kind", ["opt", "llama"])
-def test_keys_and_values_are_written_at_once_where_they_lie_together(kind, monkeypatch):
-    """Those of a joint product do, unless the keys were rotated."""
-    found, real = [], cache.side_by_side
-    expected = rsdbench.generate(make_pair(kind), PROMPTS, "ar", "0", 8, 0.0).tokens
-    monkeypatch.setattr(cache, "side_by_side", lambda a, b: found.append(real(a, b)) or found[-1])
-    for joined in (False, True):
-        pair = make_pair(kind)
-        if joined:
-            join_projections(pair.target)
-        found.clear()
-        assert rsdbench.generate(pair, PROMPTS, "ar", "0", 8, 0.0).tokens == expected
-        assert all((x is None) == (kind == "llama" or not joined) for x in found)
-        assert found
-
-
-def test_two_tensors_are_side_by_side_only_in_one_memory_and_in_order():
-    x = torch.arange(24.0).view(2, 12)
-    a, b = x[:, :4], x[:, 8:]
-    assert torch.equal(cache.side_by_side(a, b), torch.stack([a, b]))
-    assert cache.side_by_side(b, a) is None
-    assert cache.side_by_side(a, b.clone()) is None
-    assert cache.side_by_side(a, a) is None
-    assert cache.side_by_side(x[:, :4], x.view(-1)[8:16].view(2, 4)) is None
 
 
 def test_what_cannot_be_joined_stays():

@@ -6,9 +6,9 @@ import torch
 
 import rsdbench
 from rsdbench.models import quantization
-from rsdbench.models.pair import parameters
 from rsdbench.models.placement import bytes_of
 from rsdbench.models.quantization import quantization_config, shrink
+from rsdbench.pair import parameters
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.compose import check_sources, compose
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsdbench import UsageError
-from rsdbench.decoding.drafting import STOCHASTIC_BEAM, root_level
+from rsdbench.decoding.strategies import Frontier, StochasticBeam
 from rsdbench.sampling import gumbel
-from rsdbench.sampling.distributions import Warp
+from rsdbench.sampling.distributions import Sampling
 from rsdbench.sampling.gumbel import best_children, conditioned_scores, draw, group_size, log_mass, members, top_k
 
 from .conftest import gumbel_noise
@@ -33,7 +33,7 @@ def test_warped_logits_are_laws(size, spread, temperature, top_p, dtype, seed):
     logits = (torch.rand(3, size, generator=generator) * 2 - 1).mul(spread).to(dtype)
     logits[1, : size // 2] = float("-inf")
     logits[2] = logits[2].round()  # ties
-    law = Warp(temperature, top_p).law(logits)
+    law = Sampling.at(temperature, top_p).probs(logits)
     assert law.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert not law.isnan().any()
     assert (law >= 0).all()
@@ -44,14 +44,14 @@ def test_warped_logits_are_laws(size, spread, temperature, top_p, dtype, seed):
 
 
 def test_temperature_zero_is_the_argmax():
-    law = Warp(0.0, 0.5).law(torch.tensor([[1.0, 3.0, 3.0, 2.0]]))
+    law = Sampling.at(0.0, 0.5).probs(torch.tensor([[1.0, 3.0, 3.0, 2.0]]))
     assert law.tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
 def test_top_p_keeps_the_smallest_sufficient_set():
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25], dtype=torch.float64).log()
     for top_p, kept in ((0.4, [1]), (0.5, [1]), (0.51, [1, 3]), (0.75, [1, 3]), (0.76, [1, 2, 3]), (1.0, [0, 1, 2, 3])):
-        law = Warp(1.0, top_p).law(logits)
+        law = Sampling.at(1.0, top_p).probs(logits)
         assert law.nonzero().flatten().tolist() == kept
         torch.testing.assert_close(law[kept], logits.exp()[kept] / logits.exp()[kept].sum())
 
@@ -59,7 +59,7 @@ def test_top_p_keeps_the_smallest_sufficient_set():
 @pytest.mark.parametrize(("temperature", "top_p"), [(-1, 1), (float("inf"), 1), (1, 0), (1, 1.5), (1, float("nan"))])
 def test_bad_warps_are_refused(temperature, top_p):
     with pytest.raises(UsageError):
-        Warp(temperature, top_p)
+        Sampling.at(temperature, top_p)
 
 
 def test_noise_is_standard_gumbel():
@@ -178,10 +178,9 @@ def test_stochastic_beam_draws_whole_sequences_without_replacement():
     q1 = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     q2 = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=torch.float64)
     n, generator = 40_000, torch.Generator().manual_seed(2)
-    first = STOCHASTIC_BEAM.expand(
-        root_level(n, torch.device("cpu")), q1.log().expand(n, 1, -1), gumbel_noise((n, 3, 2), generator), 2
-    )
-    second = STOCHASTIC_BEAM.expand(first, q2[first.tokens].log(), gumbel_noise((n, 4, 2), generator), 2)
+    root = Frontier(torch.ones(n, 1).bool(), torch.zeros(n, 1), torch.zeros(n, 1))
+    first = StochasticBeam.expand(root, q1.log().expand(n, 1, -1), gumbel_noise((n, 3, 2), generator), 2)
+    second = StochasticBeam.expand(first.frontier, q2[first.tokens].log(), gumbel_noise((n, 4, 2), generator), 2)
     sequences = first.tokens.gather(1, second.parents) * 3 + second.tokens
     law = ordered_law((q1.unsqueeze(1) * q2).flatten(), 2)
     counts = dict.fromkeys(law, 0)

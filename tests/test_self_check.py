@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import rsdbench
-from rsdbench.models import self_check
-from rsdbench.models.self_check import check_model, smallest_window
+from rsdbench.backends import self_check
+from rsdbench.backends.self_check import check_model, smallest_window
 
 from . import commands
 from .conftest import resembling, tiny_llama, tiny_opt
@@ -78,10 +78,10 @@ def test_the_drafter_is_checked_too():
 def test_a_visible_rejected_branch_is_noticed(make, monkeypatch):
     assert check_model(make(1), "a")
 
-    def all_visible(shape, device):
-        return torch.ones(1, 1 + shape.budget, 1 + shape.budget, dtype=torch.bool, device=device).tril()
+    def all_visible(parents):
+        return torch.ones(1 + len(parents), 1 + len(parents), dtype=torch.bool).tril()
 
-    monkeypatch.setattr(self_check, "fixed_ancestors", all_visible)
+    monkeypatch.setattr(self_check, "ancestors_of", all_visible)
     with pytest.raises(rsdbench.UsageError, match="does not keep to the mask"):
         check_model(make(1), "a")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rsdbench.runner.status import overview
+from rsdbench.runner.status import status
 
 from .commands import LONG, ROOT, SMALL, cells, in_the_second_cell, progress, rsdbench, tokens, wait_for
 
@@ -185,10 +185,10 @@ def test_hydras_submitit_launcher_runs_the_same_sweep(cluster, tmp_path):
     command = ["rsdbench", "run", "-m", *launcher, "hydra.launcher.timeout_min=10", "experiment=smoke", *axes]
     cluster.ask(*command, "results=r", check=True, cwd=tmp_path)
     results = tmp_path / "r"
-    assert overview(results).count("done") == 4
+    assert status(results).count("done") == 4
     assert len(list((results / ".hydra" / ".submitit").glob("*_[01]/*_result.pkl"))) == 2, "both ran under Slurm"
     again = cluster.ask(*command, "results=r", check=True, cwd=tmp_path)
-    assert overview(results).count("done") == 4
+    assert status(results).count("done") == 4
     assert "rsdbench: " not in again
 
 
@@ -273,7 +273,7 @@ def test_a_node_that_goes_down_and_returns_loses_no_cell(cluster, tmp_path, undi
     cluster.ask("scontrol", "update", "NodeName=localhost", "State=DOWN", "Reason=power", check=True)
     cluster.wait_until(job, "PENDING")
     assert len(cells(results)) == 1
-    wait_for(lambda: not overview(results).count("running"), "end of the claim: it is not taken for life", 30)
+    wait_for(lambda: not status(results).count("running"), "end of the claim: it is not taken for life", 30)
     cluster.start_node()
     cluster.finish(job)  # the controller may end the new task once more, for the old one's sake
     assert tokens(results) == undisturbed

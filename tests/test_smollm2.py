@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rsdbench
-from rsdbench.models.pair import parameters
+from rsdbench.pair import parameters
 
 LAYERS = 10  # of 30
 TEXTS = ["The capital of France is", "Three things that float on water are"]

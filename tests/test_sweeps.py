@@ -17,7 +17,7 @@ from rsdbench.runner import preemption, progress
 from rsdbench.runner.compose import sweep
 from rsdbench.runner.plan import planned_rows, quoted
 from rsdbench.runner.preemption import CODE, Preempted, preemptible, shielded
-from rsdbench.runner.status import overview, rate
+from rsdbench.runner.status import rate, status
 
 from . import commands
 from .commands import LONG, SMALL, Command, cells, in_the_second_cell, lines, rsdbench, tokens
@@ -245,7 +245,7 @@ def test_a_failed_cell_is_noted_the_others_go_on_and_a_rerun_retries(tmp_path, m
     monkeypatch.setattr(RowRunner, "decode", faulty)
     assert face.run_rows([planned]) == 1
     assert len(cells(tmp_path)) == len(planned.cells) - 1
-    seen = overview(tmp_path)
+    seen = status(tmp_path)
     assert seen.states[bad.id] == "failed"
     assert seen.reasons == {bad.id: "RuntimeError: CUDA out of memory."}
     shown, _ = rsdbench("status", tmp_path)
@@ -256,7 +256,7 @@ def test_a_failed_cell_is_noted_the_others_go_on_and_a_rerun_retries(tmp_path, m
 
     monkeypatch.undo()
     assert face.run_rows([planned]) == 0
-    assert overview(tmp_path).count("done") == len(planned.cells)
+    assert status(tmp_path).count("done") == len(planned.cells)
     assert not commands.progress(tmp_path, ".failed")
 
 
@@ -270,7 +270,7 @@ def test_models_that_cannot_be_loaded_fail_their_row(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "pair_of", broken)
     (planned,) = planned_rows([*SMALL, f"results={tmp_path}"])
     assert face.run_rows([planned]) == 1
-    assert overview(tmp_path).reasons == {c.id: "MemoryError: no room for the weights" for c in planned.cells}
+    assert status(tmp_path).reasons == {c.id: "MemoryError: no room for the weights" for c in planned.cells}
 
 
 def test_a_sweep_with_too_few_rows_is_refused_before_any_job(tmp_path):
@@ -287,7 +287,7 @@ def test_a_sweep_whose_prompts_do_not_fit_goes_through_all_jobs_and_ends_with_co
     assert err.count("rsdbench: ") == 1
     assert "and 3 more (" in err
     assert "only 4 are free" in err
-    assert overview(tmp_path).count("failed") == 4
+    assert status(tmp_path).count("failed") == 4
 
 
 # status

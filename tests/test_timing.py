@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from omegaconf import OmegaConf
 
-from rsdbench.decoding import clock
+from rsdbench.backends import clock
 from rsdbench.results import metrics
 from rsdbench.results.results import COLUMNS, with_steady_times
 from rsdbench.results.stalls import without_stalls

@@ -20,12 +20,12 @@ from scipy.stats import chi2, ncx2
 
 from rsdbench.certificate.enumeration import rules_alone
 from rsdbench.certificate.evidence import Done, Evidence
-from rsdbench.certificate.joint import WARPS, Greedy, JointLaw, Reproducible, structures
+from rsdbench.certificate.joint import SAMPLINGS, Greedy, JointLaw, Reproducible, structures
 from rsdbench.certificate.mutants import mutants
 from rsdbench.certificate.shipped import shipped_rows
-from rsdbench.decoding.methods import METHODS, get_method
 from rsdbench.errors import UsageError
-from rsdbench.models.pair import quiet_libraries
+from rsdbench.methods import METHODS, get_method
+from rsdbench.pair import quiet_libraries
 
 ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by all p-values (Bonferroni)
 LEVELS = (1, 2, 3)
@@ -49,15 +49,15 @@ def gather(methods: list[str], samples: int, seed: int, levels: Collection[int] 
         raise UsageError(f"--seed must be at least 0, not {seed}")
     methods = list(dict.fromkeys(methods)) or list(METHODS)
     joint = [
-        JointLaw(method, structure, warp, samples, seed)
-        for warp in WARPS
+        JointLaw(method, structure, sampling, samples, seed)
+        for sampling in SAMPLINGS
         for method in methods
         for structure in structures(method)
     ]
     pairs = [(method, structure) for method in methods for structure in structures(method)]
     engine = [
         *joint,
-        *(JointLaw(m.method, m.structure, m.warp, MUTANT_SAMPLES, seed, m) for m in mutants(methods)),
+        *(JointLaw(m.method, m.structure, m.sampling, MUTANT_SAMPLES, seed, m) for m in mutants(methods)),
         *(Greedy(*pair) for pair in pairs),
         *(Reproducible(*pair, seed) for pair in pairs),
     ]

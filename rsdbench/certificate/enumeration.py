@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from rsdbench.certificate.evidence import Evidence, Finding
-from rsdbench.decoding.methods import METHODS, get_shape
-from rsdbench.verification import Rule
+from rsdbench.methods import METHODS, get_shape, load
+from rsdbench.verification import NodeRule
 
 SIZES = (2, 3, 4, 5, 6)  # vocabularies
 MOST_DRAFTS = {torch.float64: 4, torch.float32: 7}
@@ -50,7 +50,7 @@ class Proposals(NamedTuple):
 
 
 def rounded(law: Tensor, dtype: torch.dtype) -> Tensor:
-    """The law as decoding has it in `dtype`, where too small a probability is zero (`Warp.log_law`); in float64."""
+    """The law as decoding has it in `dtype`, where too small a probability is zero (`tempered`); in float64."""
     law = law.to(dtype)
     return law.where(law >= torch.finfo(dtype).tiny, 0).double()
 
@@ -116,7 +116,7 @@ def proposals(q: Tensor, k: int, replacement: bool) -> Proposals:
 
 
 def enumerate_rule(
-    rule: Rule, size: int, k: int, replacement: bool, seed: int = 0, dtype: torch.dtype = torch.float64
+    rule: NodeRule, size: int, k: int, replacement: bool, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> list[Enumeration]:
     """Check a rule on all pairs of `law_pairs`, which it is given in `dtype`; sums are in float64."""
     pairs = [(rounded(p, dtype), rounded(q, dtype)) for p, q in law_pairs(size, seed)]
@@ -171,7 +171,7 @@ class RuleAlone(Evidence):
     """Level 1 of a rule, for all `methods` it serves, in one precision, for each number of drafts a node can have."""
 
     methods: tuple[str, ...]
-    rule: Rule
+    rule: NodeRule
     replacement: bool
     most: int
     dtype: torch.dtype
@@ -212,10 +212,10 @@ class RuleAlone(Evidence):
 
 def rules_alone(methods: list[str], seed: int) -> list[RuleAlone]:
     """The rules of `methods` in both precisions; methods with the same rule and kind of drafts share the work."""
-    served: dict[tuple[Rule, bool, int], list[str]] = {}
+    served: dict[tuple[NodeRule, bool, int], list[str]] = {}
     for name in methods:
         method = METHODS[name]
-        table = method.drafting.structures
+        table = method.structures
         most = max((f for own in table.values() for s in own for f in get_shape(name, s).fanouts), default=0)
-        served.setdefault((method.rule, method.drafting.replacement, most), []).append(name)
+        served.setdefault((load(method.rule), method.independent, most), []).append(name)
     return [RuleAlone(tuple(names), *key, dtype, seed) for key, names in served.items() for dtype in BOUNDS]

@@ -17,19 +17,19 @@ from scipy.special import chdtrc
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
+from rsdbench.api import generate
 from rsdbench.certificate.evidence import Evidence, Finding
 from rsdbench.certificate.mutants import SHARP, T1, Mutant
-from rsdbench.decoding.loop import generate
-from rsdbench.decoding.methods import METHODS
-from rsdbench.models.pair import Pair
-from rsdbench.sampling.distributions import Warp
+from rsdbench.methods import METHODS
+from rsdbench.pair import Pair
+from rsdbench.sampling.distributions import Sampling
 from rsdbench.seeds import seed_from
 
 VOCABULARY, LENGTH = 6, 3
 PROMPTS = ((2, 3, 4, 5, 1), (5, 0), (1, 1, 4), (3,))  # in turns in every batch, which they fill evenly
 BATCH, BATCHES_A_PART = 4000, 5
 LEAST_EXPECTED = 10  # rarer outcomes are pooled
-WARPS = (T1, SHARP)
+SAMPLINGS = (T1, SHARP)
 RAGGED, RAGGED_TOKENS = 32, 16  # prompts and new tokens where whole sequences are compared
 
 
@@ -61,42 +61,42 @@ def continuations() -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.no_grad()
-def exact_joint_law(prompt: tuple[int, ...], warp: Warp) -> Tensor:
+def exact_joint_law(prompt: tuple[int, ...], sampling: Sampling) -> Tensor:
     """The tiny target's law of the next tokens, [V^LENGTH] in float64, by one plain forward over all continuations."""
     every = continuations()
     ids = torch.cat([torch.tensor(prompt).expand(len(every), -1), every], 1)
     logits = copy.deepcopy(tiny_pair().target).double()(input_ids=ids).logits[:, len(prompt) - 1 : -1]
-    return warp.law(logits).gather(2, every.unsqueeze(-1)).squeeze(-1).prod(1)
+    return sampling.probs(logits).gather(2, every.unsqueeze(-1)).squeeze(-1).prod(1)
 
 
 def count_with(mutant: Mutant, batches: range, seed: int) -> Tensor:
     """`count` with the engine broken in one place."""
     with mutant.broken():
-        return count(mutant.method, mutant.structure, mutant.warp, batches, seed)
+        return count(mutant.method, mutant.structure, mutant.sampling, batches, seed)
 
 
-def count(method: str, structure: str | None, warp: Warp, batches: range, seed: int) -> Tensor:
+def count(method: str, structure: str | None, sampling: Sampling, batches: range, seed: int) -> Tensor:
     """How often each continuation came, [prompts, V^LENGTH], in batches of `BATCH`; each has a seed of its own."""
     total = torch.zeros(len(PROMPTS), VOCABULARY**LENGTH, dtype=torch.long)
     prompts = [list(p) for p in PROMPTS] * (BATCH // len(PROMPTS))
     place = VOCABULARY ** torch.arange(LENGTH - 1, -1, -1)
     for batch in batches:
-        own = seed_from(f"{seed} {method} {structure} {warp} {batch}")
-        out = generate(tiny_pair(), prompts, method, structure, LENGTH, warp.temperature, warp.top_p, seed=own)
+        own = seed_from(f"{seed} {method} {structure} {sampling} {batch}")
+        out = generate(tiny_pair(), prompts, method, structure, LENGTH, sampling.temperature, sampling.top_p, seed=own)
         outcome = (torch.tensor(out.tokens) * place).sum(1)
         for i in range(len(PROMPTS)):
             total[i] += torch.bincount(outcome[i :: len(PROMPTS)], minlength=total.shape[1])
     return total
 
 
-def chi_square(observed: Tensor, warp: Warp) -> tuple[float, int, float]:
+def chi_square(observed: Tensor, sampling: Sampling) -> tuple[float, int, float]:
     """Statistic, degrees of freedom and p-value of counts [prompts, V^LENGTH] against the target's law.
 
     The prompts are independent, so their statistics add up. Outcomes that the target cannot have make it infinite.
     """
     statistic, freedom = 0.0, 0
     for prompt, counts in zip(PROMPTS, observed, strict=True):
-        law = exact_joint_law(prompt, warp)
+        law = exact_joint_law(prompt, sampling)
         if counts[law == 0].sum() > 0:
             return float("inf"), 1, 0.0
         expected, seen = pooled(law * counts.sum(), counts.double())
@@ -122,22 +122,22 @@ def upper_tail(statistic: float, freedom: int) -> float:
 
 def structures(method: str) -> list[str | None]:
     """All structures of the smallest budget and the first one of the largest; None for a method without drafts."""
-    table = METHODS[method].drafting.structures
+    table = METHODS[method].structures
     return [*table[min(table)], table[max(table)][0]] if table else [None]
 
 
-def warp_text(warp: Warp) -> str:
-    """How a table names a warp."""
-    return f"T = {warp.temperature:g}" + (f", top-p {warp.top_p:g}" if warp.top_p < 1 else "")
+def sampling_text(sampling: Sampling) -> str:
+    """How a table names a sampling."""
+    return f"T = {sampling.temperature:g}" + (f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else "")
 
 
 @dataclass(frozen=True)
 class JointLaw(Evidence):
-    """Level 2 of a method and structure at one warp; of a mutant, if one is given."""
+    """Level 2 of a method and structure at one sampling; of a mutant, if one is given."""
 
     method: str
     structure: str | None
-    warp: Warp
+    sampling: Sampling
     samples: int
     seed: int
     mutant: Mutant | None = None
@@ -149,7 +149,7 @@ class JointLaw(Evidence):
         for start in range(0, number, BATCHES_A_PART):
             batches = range(start, min(start + BATCHES_A_PART, number))
             if self.mutant is None:
-                parts.append(partial(count, self.method, self.structure, self.warp, batches, self.seed))
+                parts.append(partial(count, self.method, self.structure, self.sampling, batches, self.seed))
             else:
                 parts.append(partial(count_with, self.mutant, batches, self.seed))
         return parts
@@ -157,11 +157,11 @@ class JointLaw(Evidence):
     def conclude(self, results: list[Tensor]) -> list[Finding]:
         """Chi-square of all counts."""
         observed = torch.stack(results).sum(0)
-        statistic, freedom, p_value = chi_square(observed, self.warp)
+        statistic, freedom, p_value = chi_square(observed, self.sampling)
         check = self.mutant.description if self.mutant else "joint law of three tokens"
         return [
-            Finding(2, check, self.method, self.structure or "-", warp_text(self.warp), int(observed.sum()), statistic,
-                    freedom=freedom, p_value=p_value, mutant=self.mutant is not None)
+            Finding(2, check, self.method, self.structure or "-", sampling_text(self.sampling), int(observed.sum()),
+                    statistic, freedom=freedom, p_value=p_value, mutant=self.mutant is not None)
         ]  # fmt: skip
 
 

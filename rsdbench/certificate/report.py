@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rsdbench.certificate.certify import ALPHA, MUTANT_P, failed
-from rsdbench.decoding.methods import METHODS
+from rsdbench.methods import METHODS
 
 LEVELS = {
     1: "The rule alone, by enumeration: largest difference between the law of the emitted token and p.",

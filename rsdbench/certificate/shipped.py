@@ -16,16 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from omegaconf import DictConfig
 
+from rsdbench.api import generate
 from rsdbench.certificate.evidence import Evidence, Finding
-from rsdbench.certificate.joint import LEAST_EXPECTED, upper_tail, warp_text
-from rsdbench.decoding.drafting import NoDrafting
-from rsdbench.decoding.loop import generate
-from rsdbench.decoding.methods import BASELINE, METHODS
+from rsdbench.certificate.joint import LEAST_EXPECTED, sampling_text, upper_tail
+from rsdbench.methods import BASELINE, METHODS
 from rsdbench.results.metrics import LEVEL, RESAMPLES_ACCURACY, weights
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.compose import row_configs
 from rsdbench.runner.run import RowRunner
-from rsdbench.sampling.distributions import Warp
+from rsdbench.sampling.distributions import Sampling
 from rsdbench.seeds import seed_from
 from rsdbench.tasks.examples import answer_text
 from rsdbench.tasks.scores import of_resamples, of_texts
@@ -123,7 +122,7 @@ class ShippedRow(Evidence):
     @property
     def runs(self) -> list[tuple[str, str | None]]:
         """Method and structure of each part, AR first."""
-        tables = {m: METHODS[m].drafting.structures for m in self.methods}
+        tables = {m: METHODS[m].structures for m in self.methods}
         return [(BASELINE, None), *((m, table[min(table)][0]) for m, table in tables.items() if table)]
 
     def parts(self) -> list[Callable[[], Sample]]:
@@ -133,7 +132,9 @@ class ShippedRow(Evidence):
     def conclude(self, results: list[Sample]) -> list[Finding]:
         """Two findings a method."""
         baseline, decode = results[0], self.row.config.decode
-        setting = f"{self.row.label}, {warp_text(Warp(decode.temperature, decode.top_p))}, {baseline.forward}"
+        setting = (
+            f"{self.row.label}, {sampling_text(Sampling.at(decode.temperature, decode.top_p))}, {baseline.forward}"
+        )
         findings = []
         for (method, structure), own in zip(self.runs[1:], results[1:], strict=True):
             tests = [two_sample(a, b) for a, b in zip(own.beginnings, baseline.beginnings, strict=True)]
@@ -153,7 +154,7 @@ class ShippedRow(Evidence):
 
 def shipped_rows(methods: list[str], copies: int, texts: int, seed: int) -> list[ShippedRow]:
     """The embedded grid's rows, largest target first; none if no method drafts."""
-    drafting = tuple(m for m in methods if not isinstance(METHODS[m].drafting, NoDrafting))
+    drafting = tuple(m for m in methods if METHODS[m].drafts)
     if not drafting:
         return []
     overrides = [

@@ -15,7 +15,7 @@ from rich.progress import track
 from rsdbench.certificate.certify import LEAST_SAMPLES, LEVELS, SAMPLES, conclude, failed, gather, run
 from rsdbench.certificate.report import markdown, table
 from rsdbench.cli.output import check_folder, command_parser, output
-from rsdbench.decoding.methods import METHODS
+from rsdbench.methods import METHODS
 from rsdbench.runner.provenance import provenance
 
 

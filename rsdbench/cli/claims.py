@@ -10,7 +10,10 @@ from rich.text import Text
 
 from rsdbench.cli.output import command_parser, output, screen
 from rsdbench.errors import UsageError
+from rsdbench.methods import METHODS
 from rsdbench.results.claims import DIFFERS, FAILS, HOLDS, UNDECIDED, Claim, Quantity, claims
+from rsdbench.results.points import figure_points
+from rsdbench.results.readings import beside, paper
 from rsdbench.results.results import Results
 
 COLORS = {HOLDS: "green", FAILS: "red", DIFFERS: "yellow", UNDECIDED: "yellow"}
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> None:
     found = claims(results)
     if args.out is None:
         print_claims(found)
+        print_readings(beside(figure_points(results)))
     else:
         with output(args.out) as stream:
             as_frame(found).to_csv(stream, index=False)
@@ -45,6 +49,19 @@ def main(arguments: list[str]) -> None:
     if not results.is_papers:
         print("The paper says nothing of these models: this is what holds for them of what it found for its own.")
     print("\n".join(results.notes()))
+
+
+def print_readings(lines: list[tuple[str, str, dict[str, str]]]) -> None:
+    """The paper's numbers beside those here."""
+    if not lines:
+        return
+    least, most = paper()["budgets"]
+    table = Table(caption="read off the paper's figure, approximately (arXiv 2402.14160, figure 3)")
+    for column in (f"at {least} / {most} tokens", "", *(METHODS[method].label for method in lines[0][2])):
+        table.add_column(column)
+    for what, whose, values in lines:
+        table.add_row(what, whose, *values.values(), end_section=whose == "here")
+    screen().print(table)
 
 
 def as_frame(found: list[Claim]) -> pd.DataFrame:

@@ -10,8 +10,8 @@ from rich.text import Text
 from rsdbench.cli.output import command_parser, screen
 from rsdbench.cli.run import hydra_errors
 from rsdbench.runner.compose import row_configs, sweep
-from rsdbench.runner.doctor import ABSENT, MISSING, OK, PARTIAL, Finding, survey
-from rsdbench.runner.grid import check_settings
+from rsdbench.runner.doctor import ABSENT, MISSING, OK, PARTIAL, Finding, findings_of
+from rsdbench.runner.settings import check_settings
 
 DEFAULT = "experiment=paper"
 STYLES = {OK: "green", ABSENT: "dim", MISSING: "red", PARTIAL: "red"}
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         configs = [config for job in sweep(overrides) for config in row_configs(job)]
         for config in configs:
             check_settings(config)
-    findings = survey(configs)
+    findings = findings_of(configs)
     if sys.stdout.isatty():
         screen().print(table(findings))
     else:

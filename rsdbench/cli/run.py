@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverrideParseException
 from hydra.errors import HydraException, MissingConfigException
@@ -73,15 +72,29 @@ def run_hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     sys.argv = ["rsdbench run", *arguments]
     application = hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)
-    args = get_args_parser().parse_args(arguments)
+    args = hydra_flags().parse_args(arguments)
     planned = []
-    if args.multirun and not (args.cfg or args.info or args.help):
+    if args.multirun and not args.shows:
         planned = sweep_rows(args.overrides)
         redo.check(planned)
         prepare(planned)
     application()
     if planned:
         sys.exit(conclude(planned))
+
+
+def hydra_flags() -> argparse.ArgumentParser:
+    """What of Hydra's own flags says which kind of run this is; `shows`: one that only shows something."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--help", "-h", "--hydra-help", "--version", dest="shows", action="store_true")
+    for flags in (("--cfg", "-c"), ("--info", "-i")):
+        parser.add_argument(*flags, dest="shows", nargs="?", const="all")
+    for flags in (("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd"), ("--package", "-p")):
+        parser.add_argument(*flags)
+    parser.add_argument("--resolve", "--run", "-r", "--shell-completion", "-sc", action="store_true")
+    return parser
 
 
 def job(_: DictConfig) -> None:
@@ -133,7 +146,7 @@ def run_rows(rows: list[PlannedRow], alone: bool = True) -> int:
         return 0
 
     from rsdbench.cli.progress import Progress
-    from rsdbench.models.pair import quiet_libraries
+    from rsdbench.pair import quiet_libraries
     from rsdbench.runner.precompile import precompile
     from rsdbench.runner.run import run_row
 
@@ -196,7 +209,8 @@ def one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages in a line."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"unknown {group} '{name}': choose from {', '.join(sorted(error.options))}"
+        more = " (others come with pip install 'rsdbench[launchers]')" if group.endswith("launcher") else ""
+        return f"unknown {group} '{name}': choose from {', '.join(sorted(error.options))}{more}"
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

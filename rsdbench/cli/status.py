@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsdbench.cli.output import command_parser, screen
-from rsdbench.runner.status import DAMAGED, DONE, FAILED, MISSING, RUNNING, Overview, overview
+from rsdbench.runner.status import DAMAGED, DONE, FAILED, MISSING, RUNNING, Status, status
 
 EVERY = 2.0  # seconds between two looks
 SHOWN = 10  # running and failed cells that are named
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--watch", action="store_true", help="look again every two seconds until all cells are done")
     args = parser.parse_args(arguments)
     console = screen()
-    seen = overview(args.results)
+    seen = status(args.results)
     if not args.watch:
         console.print(page(seen, args.results))
         return
@@ -39,13 +39,13 @@ def main(arguments: list[str]) -> None:
         with Live(page(seen, args.results), console=console, auto_refresh=False) as live:
             while seen.count(DONE) < len(seen.states):
                 time.sleep(EVERY)
-                seen = overview(args.results)
+                seen = status(args.results)
                 live.update(page(seen, args.results), refresh=True)
     except KeyboardInterrupt:  # the way to stop watching
         return
 
 
-def page(seen: Overview, results: Path) -> Group:
+def page(seen: Status, results: Path) -> Group:
     """The table by row and method, what runs, what failed, and a line of sums."""
     methods = list(dict.fromkeys(method for _, method in seen.places.values()))
     table = Table(title=str(results), title_justify="left")
@@ -73,7 +73,7 @@ def counts(states: Counter[str]) -> Text:
     return text
 
 
-def sums(seen: Overview) -> str:
+def sums(seen: Status) -> str:
     """Cells by state, cells an hour, time left."""
     parts = [f"{seen.count(state)} {state}" for state in (RUNNING, FAILED, DAMAGED, MISSING) if seen.count(state)]
     text = ", ".join([f"{seen.count(DONE)} of {len(seen.states)} cells done", *parts])

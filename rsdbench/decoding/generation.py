@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsdbench.decoding.clock import PHASES
+PHASES = ("draft", "target", "verify", "commit")
 
 
 @dataclass
@@ -13,7 +13,7 @@ class Generation:
 
     tokens: new token ids, prompt not included, the end-of-sequence token included; blocks: target calls after the
     prefill; accepted_by_depth: how many of the kept tokens were drafts accepted at depth 1, 2, ..., L. Times are of
-    the whole batch, in seconds; block_s are those of its blocks, which add up to decode_s.
+    the whole batch, in seconds; block_s are those of its blocks, which add up to decode_s. backend: what decoded it.
     """
 
     tokens: list[list[int]]
@@ -23,6 +23,7 @@ class Generation:
     decode_s: float = 0.0
     block_s: list[float] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    backend: str = ""
 
     @property
     def block_efficiency(self) -> float:

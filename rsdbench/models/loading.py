@@ -131,3 +131,19 @@ def load_tokenizer(source: Source) -> Any:
 def one_line(error: BaseException) -> str:
     """The first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def name_of(model: Any) -> str:
+    """What people call a model: the last part of its path."""
+    return Path(model.config.name_or_path or type(model).__name__).name
+
+
+def lay_out(model: Any) -> None:
+    """Let the weights of linear layers on a CPU in float32 lie by input, in which order few rows read them faster.
+
+    For most shapes oneDNN takes 0.6 to 0.9 times as long as by output, and MKL 0.6 of it for one row.
+    """
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, torch.nn.Linear) and weight.device.type == "cpu" and weight.dtype == torch.float32:
+            weight.data = weight.data.t().contiguous().t()

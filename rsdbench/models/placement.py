@@ -1,7 +1,7 @@
 """Which device each module of a pair goes to, decided from sizes and free memory before any weight is read.
 
 One GPU if target and drafter fit, else all GPUs, else the CPU holds the rest and lends its layers to the first GPU
-(accelerate's `device_map` and hooks). The drafter goes beside the target's head, where laws are compared.
+(accelerate's `device_map` and hooks). The drafter goes beside the target's head, where distributions are compared.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rsdbench.decoding.cache import UNLIMITED, position_limit
+from rsdbench.decoding.forward import UNLIMITED, position_limit
 from rsdbench.errors import UsageError
 
 ROOM = 0.1  # of a device's free memory that weights, keys and values leave for workspace

@@ -13,16 +13,10 @@ import numpy as np
 import pandas as pd
 
 from rsdbench.errors import UsageError
+from rsdbench.methods import METHODS
 from rsdbench.results.metrics import CATALOGUE
 from rsdbench.results.points import METRICS
 
-# the paper's styles; a method that is not among them gets the next colour of a palette
-STYLES: dict[str, dict[str, Any]] = {
-    "sd": {"color": "tab:orange", "linestyle": ":", "marker": "x"},
-    "spectr": {"color": "tab:red", "linestyle": "-.", "marker": "+"},
-    "rsd_c": {"color": "tab:green", "linestyle": "--", "marker": "D", "markersize": 2.6},
-    "rsd_s": {"color": "tab:blue", "linestyle": "-", "marker": "o", "markersize": 2.8},
-}
 ACCURACY = (0.7, 1.3)  # the paper's axis
 WIDTH, ROW_HEIGHT = 17 / 2.54, 0.86  # inches: the width of a printed page
 TOP, LEFT, RIGHT, BOTTOM = 0.24, 0.78, 0.06, 0.5  # inches around the charts, without title, legend and note
@@ -149,11 +143,12 @@ def style_of(wishes: Wishes) -> Iterator[None]:
 
 
 def styles_of(labels: dict[str, str], wishes: Wishes) -> dict[str, dict[str, Any]]:
-    """Color, line and marker of each method."""
+    """Color, line and marker of each method; one without a style of its own gets the next color of a palette."""
     import seaborn
 
     others = iter(seaborn.color_palette("Dark2", max(1, len(labels))))
-    styles = {m: STYLES.get(m) or {"color": next(others), "linestyle": "-", "marker": "s"} for m in labels}
+    known = {m: dict(METHODS[m].style) for m in labels if m in METHODS}
+    styles = {m: known.get(m) or {"color": next(others), "linestyle": "-", "marker": "s"} for m in labels}
     return {m: own | ({"color": wishes.colors[m]} if m in wishes.colors else {}) for m, own in styles.items()}
 
 

@@ -12,18 +12,23 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rsdbench.errors import UsageError
 from rsdbench.files import whole_file
 from rsdbench.results import records
 from rsdbench.results.plans import registered
 from rsdbench.results.records import COLUMNS, PREFIX, BadRecord, Record
+from rsdbench.selection import Point, points_of
 
 MERGED = f"{PREFIX}merged"  # metadata key of a merged file
 FORMAT = 2
@@ -145,11 +150,21 @@ def gather(found: dict[str, Record]) -> Collection:
     origins: dict[str, int] = {}
     for cell, record in found.items():
         content = {key: value for key, value in record.cell.items() if key not in OWN}
-        asked = json.loads(record.metadata["asked"])
-        row = {"content": content, "config": record.metadata["config"], "asked": asked}
+        asked = record.metadata.get("asked")  # of earlier versions
+        points = json.loads(asked) if asked else points_in(record.metadata["config"])
+        row = {"content": content, "config": record.metadata["config"], "asked": points}
         origin = {key: value for key, value in record.metadata.items() if key not in ("config", "cell", "asked")}
         made.cells[cell] = (place(rows, made.rows, row), place(origins, made.origins, origin))
     return made
+
+
+@lru_cache
+def points_in(config: str) -> list[Point]:
+    """What the run of a row asked for, by its configuration; nothing where that is none, or names an unknown method."""
+    try:
+        return points_of(OmegaConf.create(config))
+    except (UsageError, OmegaConfBaseException, YAMLError, AttributeError, OSError):
+        return []
 
 
 def place(index: dict[str, int], items: list[Any], item: Any) -> int:

@@ -129,7 +129,7 @@ def read_file(path: Path, columns: list[str] | None = None) -> Record:
     found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     metadata = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
     cell = metadata.get("cell", "{}")
-    known = metadata.keys() >= {"config", "asked"} and json.loads(cell).get("schema") == SCHEMA
+    known = "config" in metadata and json.loads(cell).get("schema") == SCHEMA
     if not known or not schema.equals(COLUMNS, check_metadata=False):
         raise BadRecord("of another version's schema")
     if short_digest(cell) != path.stem.rpartition("_")[2]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rsdbench.errors import UsageError
+from rsdbench.methods import BASELINE
 from rsdbench.results.collect import Asked, collect
 from rsdbench.results.consistency import configurations, values
 from rsdbench.results.metrics import ACCURACY, TOKEN_RATE, Metric, Sample, Values
@@ -60,8 +61,8 @@ class Results:
         found = collect(folder, READ)
         frame = with_steady_times(found.table)
         named = {method: label for row in found.rows for method, _, budget, label in row["asked"] if budget}
-        present = set(frame.method)
-        labels = {method: named[method] for method in sorted(named, key=place) if method in present}
+        present = sorted(set(frame.method) - {BASELINE}, key=place)
+        labels = {method: named.get(method, method) for method in present}
         statistics = found.table[STATISTICS].combine_chunks()
         made = cls(frame, statistics, labels, found.asked, found.stamps, values(found, "code"))
         if mixed := configurations(found):

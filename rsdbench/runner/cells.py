@@ -6,17 +6,15 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.models.checkpoints import fingerprint, local_checkpoint
 from rsdbench.results.schema import SCHEMA, SETTINGS, short_digest
 from rsdbench.seeds import seed_from
+from rsdbench.selection import Point, points_of
 from rsdbench.tasks.examples import dataset_content
-
-if TYPE_CHECKING:
-    from rsdbench.runner.grid import Point
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,4 @@ class RowJob:
     @cached_property
     def points(self) -> list[Point]:
         """The same as methods and structures."""
-        from rsdbench.runner.grid import points_of  # and with it torch, which those who only read do without
-
         return points_of(self.config)

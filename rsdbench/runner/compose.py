@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsdbench.errors import UsageError
+from rsdbench.methods import METHODS
 from rsdbench.models.checkpoints import local_checkpoint, resolve_checkpoint
 from rsdbench.models.quantization import check_quantization
 from rsdbench.results.schema import AXES
@@ -41,6 +42,8 @@ def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     with open_dict(config):
         del config.hydra
     OmegaConf.resolve(config)
+    if config.methods is None:
+        config.methods = list(METHODS)  # what a record says was asked for must not grow with the catalogue
     for axis in AXES:
         fill_in(config[axis])
     return config, choices

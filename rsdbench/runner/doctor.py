@@ -44,7 +44,7 @@ class Finding:
         return self.state in (MISSING, PARTIAL)
 
 
-def survey(configs: Sequence[DictConfig]) -> list[Finding]:
+def findings_of(configs: Sequence[DictConfig]) -> list[Finding]:
     """Versions, devices, tools and disks, then the models and datasets of some rows."""
     return [*versions(), *devices(), *tools(configs), *disks(configs), *models(configs), *datasets(configs)]
 

@@ -21,19 +21,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rsdbench.decoding.methods import BASELINE, METHODS, get_shape
 from rsdbench.decoding.tree import TreeShape
+from rsdbench.methods import BASELINE, METHODS, get_shape
+from rsdbench.results.readings import reading
 from rsdbench.runner.footprint import GIB, Fit, Hardware, Memory, Workload
-from rsdbench.runner.grid import Point
 from rsdbench.runner.sizes import ModelSize
+from rsdbench.selection import Point
 
 BANDWIDTH_REACHED, COMPUTE_REACHED = 0.8, 0.5  # of the data sheet
 LAUNCH = 1e-4  # seconds a layer
 LEVEL = 5e-4  # seconds
 DISK = 1e9  # bytes a second
 DISK_BYTES = 2  # of a weight
-# block efficiency at 6 and at 30 tokens: OPT-125M-13B on WMT, the lowest that is known of the paper's figure
-EFFICIENCY = {"sd": (1.4, 1.5), "spectr": (1.5, 1.6), "rsd_c": (1.6, 1.8), "rsd_s": (1.7, 1.9)}
+EFFICIENCY = reading("block efficiency")  # at 6 and at 30 tokens: the lowest that is known of the paper's figure
 
 
 class Range(NamedTuple):

@@ -6,8 +6,8 @@ At its largest moment, in bytes, with a batch of b prompts, a budget of B tokens
   many as `engine.quantization` says
 - cache, of both models: layers x 2 x b x heads x columns x head size x bytes of a number; columns = longest prompt +
   new tokens + B + L + 3 (`engine.cache`)
-- workspace: the larger of `LAWS` arrays [b, 1 + B, vocabulary] in float32 (the drafter's laws, the target's logits on
-  their way to laws, what verification makes of them) and a prefill's activations [b, longest prompt, `ACTIVATIONS` x
+- workspace: the larger of `ARRAYS` arrays [b, 1 + B, vocabulary] in float32 (the drafter's log-probabilities, the
+  target's logits, what verification makes of them) and a prefill's activations [b, longest prompt, `ACTIVATIONS` x
   width]; one layer's keys and values once more; and `prefix_memory`
 
 A tenth of each card is left free, for the allocator and the device's own context.
@@ -23,19 +23,19 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rsdbench.decoding.methods import get_shape
 from rsdbench.errors import UsageError
+from rsdbench.methods import get_shape
 from rsdbench.models.quantization import BYTES as BYTES_QUANTIZED
 from rsdbench.models.quantization import KINDS
-from rsdbench.runner.grid import Point
 from rsdbench.runner.sizes import ModelSize, model_size
+from rsdbench.selection import Point
 from rsdbench.tasks.examples import lead_of
 from rsdbench.tasks.prompts import TREE_POSITIONS
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.9  # of a card's memory
-LAWS, ACTIVATIONS = 6, 10
+ARRAYS, ACTIVATIONS = 6, 10
 # tokens of the sources of datasets that need not be here: on average, and at most (None: until they are cut)
 SOURCES: dict[str, tuple[int, int | None]] = {"wmt/wmt18": (60, 400), "EdinburghNLP/xsum": (560, None)}
 CHARACTERS = 4  # of a token, in what stands around a source
@@ -175,9 +175,9 @@ class Workload:
         prompt, (budget, depth) = self.prompt_tokens[1], self.tree
         columns = prompt + self.config.decode.max_new_tokens + budget + depth + 3
         caches = [batch * columns * self.column(size) for size in (self.target, self.drafter)]
-        laws = LAWS * batch * (1 + budget) * self.target.vocabulary * BYTES["float32"]
+        arrays = ARRAYS * batch * (1 + budget) * self.target.vocabulary * BYTES["float32"]
         activations = ACTIVATIONS * batch * prompt * self.target.hidden * BYTES[self.dtype]
-        workspace = max(laws, activations) + caches[0] / self.target.layers
+        workspace = max(arrays, activations) + caches[0] / self.target.layers
         return Memory(
             target=self.weights(self.target, quantization) / GIB,
             drafter=self.weights(self.drafter) / GIB,

@@ -22,7 +22,7 @@ STALE_AFTER = 60.0  # seconds without a beat
 PROCESSES = Path("/proc")
 
 
-class Claim:
+class Lease:
     """This process runs a cell. A context manager, made by `take`."""
 
     def __init__(self, path: Path, token: str) -> None:
@@ -30,7 +30,7 @@ class Claim:
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> Lease:
         self.thread.start()
         return self
 
@@ -48,8 +48,8 @@ class Claim:
                 return
 
 
-def take(path: Path, now: float) -> Claim | None:
-    """Claim a cell, or None if somebody else runs it. path: the claim's file; now: by the folder's clock.
+def take(path: Path, now: float) -> Lease | None:
+    """Lease a cell, or None if somebody else runs it. path: the lease's file; now: by the folder's clock.
 
     Raises:
         OSError: the file cannot be written.
@@ -70,11 +70,11 @@ def take(path: Path, now: float) -> Claim | None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return Claim(path, token)
+    return Lease(path, token)
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Who holds a claim; None if nobody does, or it is not readable (yet)."""
+    """Who holds a lease; None if nobody does, or it is not readable (yet)."""
     try:
         owner = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def is_live(path: Path, now: float) -> bool:
-    """Whether a claim's process is at work: a beat within the last minute, and on this machine a process as well."""
+    """Whether a lease's process is at work: a beat within the last minute, and on this machine a process as well."""
     try:
         age = now - path.stat().st_mtime
     except FileNotFoundError:

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import torch
 
-from rsdbench.decoding.methods import BASELINE, get_shape
 from rsdbench.errors import UsageError
+from rsdbench.methods import BASELINE, get_shape
 from rsdbench.runner.cells import Cell
 from rsdbench.runner.sizes import model_size
 

@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rsdbench.errors import UsageError
-from rsdbench.models.pair import FoundPair, Pair, find_pair
 from rsdbench.notes import note
+from rsdbench.pair import FoundPair, Pair, find_pair
 
 HELD: dict[str, tuple[Pair, int]] = {}  # the pair of the last row job, and the tokens of a batch that it has room for
 

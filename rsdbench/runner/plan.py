@@ -67,7 +67,7 @@ def planned_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
     for _, config in jobs:
         check_sources(config, here or not OmegaConf.select(config, "hardware"))
 
-    from rsdbench.runner.grid import check_settings  # and with it torch: what is not there was said before
+    from rsdbench.runner.settings import check_settings  # and with it torch: what is not there was said before
 
     rows = []
     for own, config in jobs:

@@ -17,16 +17,17 @@ from typing import Protocol
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from rsdbench.backends.aot.calls import recipes
 from rsdbench.backends.aot.library import Recipe, cache_folder
+from rsdbench.backends.aot.recipes import needed
 from rsdbench.errors import UsageError
-from rsdbench.models.pair import Pair, parameters, quiet_libraries
+from rsdbench.methods import get_method, get_shape, load
+from rsdbench.pair import Pair, parameters, quiet_libraries
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.pairs import found_pair, free_memory
-from rsdbench.sampling.distributions import Warp
+from rsdbench.sampling.distributions import Sampling
 
 LARGE = 2**28  # parameters of a pair from which on only one process holds it
-SHORT = ("finish", "accept")  # graphs that take a few seconds: they fill the gaps at the end
+SHORT = ("finish", "commit")  # graphs that take a few seconds: they fill the gaps at the end
 LOADED: dict[str, dict[str, Recipe]] = {}  # in a worker process: a row's recipes, by its configuration
 
 
@@ -84,8 +85,9 @@ def recipes_of(config: DictConfig) -> dict[str, Recipe]:
     if not pair.can_compile or pair.device.type != "cpu":
         return {}
     decode = config.decode
-    cases = [(cell.method, cell.structure) for cell in RowJob(config).cells]
-    return recipes(pair, cases, Warp(decode.temperature, decode.top_p))
+    methods = [(get_method(cell.method), get_shape(cell.method, cell.structure)) for cell in RowJob(config).cells]
+    cases = [(load(method.strategy), load(method.rule), shape) for method, shape in methods]
+    return needed(pair.target, pair.drafter, cases, Sampling.at(decode.temperature, decode.top_p))
 
 
 def cores() -> int:

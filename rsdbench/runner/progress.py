@@ -1,4 +1,4 @@
-"""What a results folder knows beside its records: plans, claims, failures, the finished prompts of unfinished cells.
+"""What a results folder knows beside its records: plans, leases, failures, the finished prompts of unfinished cells.
 
 All of it lies in RESULTS/progress and may be deleted when nothing runs; then no more is lost than those prompts.
 """
@@ -46,14 +46,14 @@ def prepare(results: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def claim(cell: Cell, results: Path) -> leases.Claim | None:
-    """Claim a cell, or None if another process runs it."""
+def lease(cell: Cell, results: Path) -> leases.Lease | None:
+    """Lease a cell, or None if another process runs it."""
     with records.writing(results):
         return leases.take(folder(results) / f"{cell.id}{RUNNING}", now(folder(results)))
 
 
 def running(results: Path) -> dict[str, dict[str, Any]]:
-    """Cell id -> who runs it, for the cells with a live claim."""
+    """Cell id -> who runs it, for the cells with a live lease."""
     stamp = now(folder(results))
     live = [f for f in folder(results).glob(f"*{RUNNING}") if leases.is_live(f, stamp)]
     return {file.name.removesuffix(RUNNING): leases.read(file) or {} for file in live}

@@ -12,19 +12,19 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from rsdbench.api import generate
 from rsdbench.decoding.generation import Generation
-from rsdbench.decoding.loop import generate
-from rsdbench.decoding.methods import BASELINE, get_shape
-from rsdbench.decoding.prefixes import Prefixes
 from rsdbench.errors import UsageError
+from rsdbench.methods import BASELINE, get_shape
 from rsdbench.models.checkpoints import hub_commit
-from rsdbench.models.pair import parameters
+from rsdbench.models.prefixes import Prefixes
+from rsdbench.pair import parameters
 from rsdbench.results import records
 from rsdbench.results.metrics import TOKEN_RATE, Sample
 from rsdbench.results.results import with_steady_times
 from rsdbench.runner import progress, store
 from rsdbench.runner.cells import Cell, RowJob
-from rsdbench.runner.leases import Claim
+from rsdbench.runner.leases import Lease
 from rsdbench.runner.pairs import found_pair, free_memory, pair_of
 from rsdbench.runner.provenance import provenance
 from rsdbench.runner.timing import Reference, Taken, Turn, take
@@ -52,9 +52,10 @@ class RowRunner:
         )
         longest = max(len(example.prompt) for example in self.examples) + behind
         self.pair = pair_of(config, found, min(config.quality.batch_size, len(self.examples)), longest)
-        self.pair.prefixes = Prefixes(int(config.prefix_memory * 2**30))
+        self.pair.engine.prefixes = Prefixes(int(config.prefix_memory * 2**30))
         self.stop = stop_tokens(config.dataset, self.pair.tokenizer)
         self.reference = Reference()
+        self.backend = self.pair.forward  # that decoded the last record: another where a method could not be compiled
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
         commits = {role: hub_commit(config[role].path, config[role].revision) for role in ("drafter", "target")}
@@ -148,7 +149,7 @@ class RowRunner:
         except BaseException:
             progress.keep(cell, results, list(rows.values()), metadata)
             raise
-        progress.finish(cell, results, list(rows.values()), metadata)
+        progress.finish(cell, results, list(rows.values()), metadata | {"backend": self.backend})
         return tokens
 
     def record(
@@ -156,6 +157,7 @@ class RowRunner:
     ) -> dict[str, Any]:
         """One prompt's row of a cell, without times."""
         config, tokens = self.config, out.tokens[i]
+        self.backend = out.backend
         text, data = answer_text(tokens, self.pair.tokenizer, config.dataset.answer), config.dataset
         return {
             "cell_id": cell.id, "experiment": config.name, "row": self.row.label, "drafter": config.drafter.name,
@@ -233,14 +235,14 @@ def run_row(row: RowJob, cells: list[Cell], results: Path, watcher: Watcher) -> 
     failed: dict[Cell, str] = {}
     runner: RowRunner | None = None
     while missing:
-        cell, claim = next_free(missing, results)
-        if claim is None:
+        cell, lease = next_free(missing, results)
+        if lease is None:
             watcher.waiting(len(missing))
             time.sleep(POLL_EVERY)
             missing = [c for c in missing if not store.is_done(c, results)]
             continue
         missing.remove(cell)
-        with claim:
+        with lease:
             if store.is_done(cell, results):  # by another process, meanwhile
                 continue
             try:
@@ -262,9 +264,9 @@ def run_row(row: RowJob, cells: list[Cell], results: Path, watcher: Watcher) -> 
     return failed
 
 
-def next_free(cells: list[Cell], results: Path) -> tuple[Cell, Claim | None]:
-    """The first cell that no other process runs, claimed; no claim if there is none."""
+def next_free(cells: list[Cell], results: Path) -> tuple[Cell, Lease | None]:
+    """The first cell that no other process runs, leased; no lease if there is none."""
     for cell in cells:
-        if claim := progress.claim(cell, results):
-            return cell, claim
+        if lease := progress.lease(cell, results):
+            return cell, lease
     return cells[0], None

@@ -18,7 +18,7 @@ RATE_WINDOW = 3600.0  # seconds over which finished cells are counted
 
 
 @dataclass
-class Overview:
+class Status:
     """The state of a results folder's cells."""
 
     states: dict[str, str] = field(default_factory=dict)  # cell id -> state
@@ -47,20 +47,20 @@ class Overview:
         return rows
 
 
-def overview(results: Path) -> Overview:
+def status(results: Path) -> Status:
     """Look at a folder or a merged file. Of a record in a folder only its ends are read: thousands take a moment.
 
     Raises:
         UsageError: it is not a results folder.
     """
     if results.is_file():
-        return overview_of(collect(results, ["cell_id", "row", "method", "structure"]))
+        return status_of(collect(results, ["cell_id", "row", "method", "structure"]))
     if not (results / "cells").is_dir():
         raise UsageError(
             f"'{results}' is no results folder: there is no '{results / 'cells'}'; `rsdbench run ... "
             f"results={results}` makes it"
         )
-    seen = Overview()
+    seen = Status()
     for plan in registered(results):
         seen.places.update({cell["id"]: (plan["label"], cell["method"]) for cell in plan["cells"]})
     stamps = stamps_of(results / "cells")
@@ -86,9 +86,9 @@ def overview(results: Path) -> Overview:
     return seen
 
 
-def overview_of(merged: Collection) -> Overview:
+def status_of(merged: Collection) -> Status:
     """What a merged file has of what was asked for."""
-    seen = Overview()
+    seen = Status()
     cells = merged.table.to_pandas().drop_duplicates("cell_id")
     have = set()
     for cell, *point in cells[["cell_id", "row", "method", "structure"]].itertuples(index=False):

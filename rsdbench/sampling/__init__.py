@@ -1,1 +1,1 @@
-"""Next-token laws and Gumbel sampling: tensors in, tensors out."""
+"""Next-token distributions and Gumbel sampling: tensors in, tensors out."""

@@ -1,14 +1,14 @@
 """Sampling with Gumbel noise: one draw, and the best children of entries of a stochastic beam search.
 
-Adding i.i.d. standard Gumbel noise to log-probabilities and taking the largest draws from the law; taking the k
-largest draws k tokens without replacement, in order (Kool, van Hoof, Welling, "Stochastic Beams and Where to Find
-Them", arXiv 1903.06059, sections 2.3 and 4). The noise is an input, so that every function here is pure.
+Adding i.i.d. standard Gumbel noise to log-probabilities and taking the largest draws a token; taking the k largest
+draws k tokens without replacement, in order (Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", arXiv
+1903.06059, sections 2.3 and 4). The noise is an input, so that every function here is pure.
 
 A vocabulary takes no noise for each token. Its tokens are in about as many groups as a group has tokens, S of each,
 and a token is found in two steps: the noise of the groups' masses decides which groups hold the largest scores, and
 these alone get noise for their tokens, given that their largest score is the group's (Maddison, Tarlow, Minka, "A*
 Sampling", arXiv 1411.0030, section 3; Kool et al., section 4.1, where groups are the upper level of a tree). The scores
-have the very law that noise for every token would give them, for 2 S numbers a draw instead of S * S.
+have the very distribution that noise for every token would give them, for 2 S numbers a draw instead of S * S.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def group_size(vocabulary: int) -> int:
 
 
 def log_mass(log_p: Tensor, size: int) -> Tensor:
-    """Log-probabilities of a law's S groups: [..., V] -> [..., S]. Token t is in group t % S."""
+    """Log-probabilities of a distribution's S groups: [..., V] -> [..., S]. Token t is in group t % S."""
     words = log_p.shape[-1]
-    law, even = log_p.exp(), words - words % size
-    rest = torch.nn.functional.pad(law[..., even:], (0, size - words % size))
-    return (law[..., :even].unflatten(-1, (words // size, size)).sum(-2) + rest).log()
+    probs, even = log_p.exp(), words - words % size
+    rest = torch.nn.functional.pad(probs[..., even:], (0, size - words % size))
+    return (probs[..., :even].unflatten(-1, (words // size, size)).sum(-2) + rest).log()
 
 
 def members(log_p: Tensor, entry: Tensor, group: Tensor, size: int) -> Tensor:
-    """What groups of some laws hold: log_p [..., W, V], entry and group [..., k] -> [..., k, S].
+    """What groups of some distributions hold: log_p [..., W, V], entry and group [..., k] -> [..., k, S].
 
     -inf where a group has fewer tokens.
     """
@@ -59,16 +59,12 @@ def members(log_p: Tensor, entry: Tensor, group: Tensor, size: int) -> Tensor:
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:
-    """-log(-log u) of uniforms u in [0, 1), float32, in their place.
-
-    u lies on a grid of 2^-24, so a token's probability is met to about 6e-8. (The logarithm of `exponential_`
-    took 4.5 times as long on a CPU, 0.62 ms against 0.14 for 31 rows of 1,024.)
-    """
-    return uniform.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
+    """-log(-log u) of uniforms u in [0, 1), float32. u lies on a grid of 2^-24: probabilities are met to about 6e-8."""
+    return uniform.clamp(min=torch.finfo(torch.float32).tiny).log().neg().log().neg()
 
 
 def draw(log_p: Tensor, noise: Tensor) -> Tensor:
-    """One token from each law: log_p [..., V], noise [..., 2, S] -> [...]. Never a token of probability zero."""
+    """One token from each distribution: log_p [..., V], noise [..., 2, S] -> [...]. Never one of probability zero."""
     size = noise.shape[-1]
     group = (log_mass(log_p, size) + noise[..., 0, :]).argmax(-1, keepdim=True)
     own = members(log_p.unsqueeze(-2), torch.zeros_like(group), group, size).squeeze(-2)
@@ -81,9 +77,9 @@ def best_children(
 ) -> Children:  # fmt: skip
     """One level of stochastic beam search: the k best of all children of W entries, by their perturbed scores.
 
-    log_q [..., W, V]: each entry's law of the next token; log_prob, score and valid [..., W] of the entries (0 and 0 of
-    the root); noise [..., W + k, S]: of each entry's groups, and of the tokens of the k best groups, among which the k
-    best tokens are.
+    log_q [..., W, V]: each entry's next-token distribution; log_prob, score and valid [..., W] of the entries (0 and 0
+    of the root); noise [..., W + k, S]: of each entry's groups, and of the tokens of the k best groups, among which the
+    k best tokens are.
     """
     size = noise.shape[-1]
     of_groups, of_members = noise.split([log_q.shape[-2], k], -2)

@@ -1,8 +1,9 @@
 """Verification rules, one file each.
 
-A rule sees one node: the target's law p, the law q that the drafts were drawn from, and the drafts in their order.
-It answers with the probability to accept each draft once all before it were rejected, and with the law of the token
-that is emitted if all are rejected. Uniforms, the tree and the models stay outside: a rule is a pure function.
+A `NodeRule` sees one node: the target's distribution p, the distribution q that the drafts were drawn from, and the
+drafts in their order. It answers with the probability to accept each draft once all before it were rejected, and with
+the distribution of the token that is emitted if all are rejected. Uniforms, the tree and the models stay outside: a
+rule is a pure function.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class Verdict(NamedTuple):
     """What a rule answers.
 
     accept [B, k]: probability to accept draft j, given that drafts 0..j-1 were rejected; 0 where there is no draft.
-    residual [B, V]: law of the token if no draft is accepted; where there is no draft at all, p itself.
+    residual [B, V]: distribution of the token if no draft is accepted; where there is no draft at all, p itself.
     """
 
     accept: Tensor
@@ -25,4 +26,4 @@ class Verdict(NamedTuple):
 
 
 # p [B, V], q [B, V], drafts [B, k] token ids, present [B, k] bool (absent drafts may hold any id) -> Verdict
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Verdict]
+NodeRule = Callable[[Tensor, Tensor, Tensor, Tensor], Verdict]

@@ -8,13 +8,12 @@ from torch import Tensor
 from rsdbench.verification import Verdict
 
 SECTIONS, ROUNDS = 4, 10  # the interval of rho shrinks by 4 in each round: to a millionth of k - 1
-PART = 2**14  # tokens that are looked at at once on a CPU: for all sections of a large vocabulary there is no room
 
 
 def k_seq(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
     """Accept draft x with probability min(1, p(x) / (rho q(x))), with rho for the number of drafts present.
 
-    Shapes as in `rsdbench.verification.Rule`; equal drafts may occur. Lossless for every rho at or above the optimum,
+    Shapes as in `NodeRule`; equal drafts may occur. Lossless for every rho at or above the optimum,
     which is why `optimal_rho` rounds up.
     """
     tiny = torch.finfo(p.dtype).tiny
@@ -45,13 +44,9 @@ def optimal_rho(p: Tensor, q: Tensor, number: Tensor) -> Tensor:
     """
     low, high = torch.ones_like(number), number.clamp(min=1)
     inner = torch.linspace(0, 1, SECTIONS + 1, dtype=p.dtype, device=p.device)[1:-1]
-    # compiled code keeps none of the [B, SECTIONS - 1, V] numbers, and on an accelerator launches cost more than room
-    whole = torch.compiler.is_compiling() or p.device.type != "cpu"
-    parts = 1 if whole else -(-p.shape[1] // PART)
-    pairs = list(zip(p.unsqueeze(1).chunk(parts, -1), q.unsqueeze(1).chunk(parts, -1), strict=True))
 
-    def reaches(rho: Tensor) -> Tensor:
-        beta = sum((a / rho.unsqueeze(-1)).clamp_(max=b).sum(-1) for a, b in pairs)
+    def reaches(rho: Tensor) -> Tensor:  # [B, R] -> [B, R]
+        beta = torch.minimum(q.unsqueeze(1), p.unsqueeze(1) / rho.unsqueeze(-1)).sum(-1)
         return at_least_one(beta, number) <= rho * beta
 
     high = torch.where(reaches(low), low, high)

@@ -14,7 +14,7 @@ from rsdbench.verification import Verdict
 def recursive_rejection(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
     """Accept draft x with probability min(1, r(x) / d(x)); after a rejection r = norm(relu(r - d)), d loses x.
 
-    Shapes as in `rsdbench.verification.Rule`. r starts as p and d as q; both are normalised by the sum of what remains.
+    Shapes as in `NodeRule`. r starts as p and d as q; both are normalised by the sum of what remains.
     """
     tiny = torch.finfo(p.dtype).tiny
     r, d, words = p, q, torch.arange(p.shape[1], dtype=torch.int32, device=p.device)

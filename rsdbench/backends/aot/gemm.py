@@ -91,14 +91,3 @@ def decompositions(small: bool) -> dict[Any, Callable[..., Tensor]]:
     if small:
         return {torch.ops.aten.linear.default: summed_linear, torch.ops.aten.matmul.default: summed_matmul}
     return {torch.ops.aten.linear.default: linear}
-
-
-def lay_out(model: Any) -> None:
-    """Let the weights of linear layers on a CPU in float32 lie by input, in which order few rows read them faster.
-
-    For most shapes oneDNN takes 0.6 to 0.9 times as long as by output, and MKL 0.6 of it for one row.
-    """
-    for layer in model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(layer, torch.nn.Linear) and weight.device.type == "cpu" and weight.dtype == torch.float32:
-            weight.data = weight.data.t().contiguous().t()

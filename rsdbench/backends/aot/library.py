@@ -23,11 +23,10 @@ from torch import Tensor
 
 from rsdbench.backends.aot.gemm import FUSED, decompositions, shims
 from rsdbench.errors import UsageError
-from rsdbench.sources import syntax, syntax_of
+from rsdbench.sources import syntax
 
-HERE = Path(__file__)
 DIGEST = 64  # characters
-SMALL_VOCABULARY = 8192  # words up to which laws are small: a second thread or another copy of them does not count
+SMALL_VOCABULARY = 8192  # tokens up to which a second thread or another copy of a distribution does not count
 # patterns would put a product and its bias into one call again, which copies the bias before it multiplies
 OPTIONS = {"pattern_matcher": False}
 
@@ -42,12 +41,11 @@ class Library:
         self.package = torch._inductor.aoti_load_package(str(path))
         self.run = self.package.loader.boxed_run  # calling the package reads its description anew each time, in 0.03 ms
 
-    def set_weights(self, module: torch.nn.Module) -> dict[str, Tensor]:
-        """Let the library read a module's weights where they lie; returns those, which the caller must hold."""
+    def set_weights(self, module: torch.nn.Module) -> None:
+        """Let the library read a module's weights where they lie."""
         weights = weights_of(module)
-        own = {name: weights[name] for name in self.package.get_constant_fqns()}
-        self.package.load_constants(own, check_full_update=True, user_managed=True)
-        return own
+        self.weights = {name: weights[name] for name in self.package.get_constant_fqns()}  # must not go
+        self.package.load_constants(self.weights, check_full_update=True, user_managed=True)
 
 
 def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -87,16 +85,21 @@ class Recipe:
         return self.options | FUSED if self.small else self.options
 
     def library(self) -> Library:
-        """Load the library; build it first, if no earlier process has left it on disk.
+        """Load the library, with the module's weights; build it first, if no earlier process has left it on disk.
 
         Raises:
             UsageError: as in `build`; or the one on disk may be another user's.
         """
+        library = None
         if self.path.exists() and is_whole(self.path):
             with suppress(RuntimeError):  # a damaged file is written anew
-                return Library(self.path)
-        self.build()
-        return Library(self.path)
+                library = Library(self.path)
+        if library is None:
+            self.build()
+            library = Library(self.path)
+        if weights_of(self.module):
+            library.set_weights(self.module)
+        return library
 
     def build(self) -> None:
         """Export, compile, and keep the library on disk.
@@ -135,16 +138,10 @@ class Recipe:
             )
 
 
-def name_of(model: Any) -> str:
-    """What people call a model: the last part of its path."""
-    return Path(model.config.name_or_path or type(model).__name__).name
-
-
 def file_of(name: str, parts: Iterable[object], options: dict[str, Any]) -> Path:
     """Where a library lies; its name ends in a hash of what it depends on, versions, this processor and threads."""
     here = torch.__version__, version("transformers"), processor(), torch.get_num_threads(), sorted(options.items())
-    ours = [syntax_of(file) for file in (HERE, HERE.with_name("gemm.py"))]
-    key = hashlib.sha256(repr((*parts, *here, *ours)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((*parts, *here)).encode()).hexdigest()[:16]
     return cache_folder() / f"{name}-{key}.pt2"
 
 
@@ -185,7 +182,7 @@ def is_whole(path: Path) -> bool:
 
 
 def source(thing: Any) -> str:
-    """The syntax of the file that a rule or a drafting is in, on which its library depends."""
+    """The syntax of the file that a rule or a strategy is in, on which its library depends."""
     return syntax(inspect.getsource(inspect.getmodule(thing)))
 
 

@@ -1,8 +1,8 @@
 """Functions of tensors whose small operators `torch.compile` makes into few, for what is recorded as CUDA graphs.
 
-An operator of a few numbers takes a GPU 2 to 3 microseconds, and one that reads laws of a large vocabulary 5 or more,
-whatever it does with them: in a block there are hundreds beside the models. The functions are the same ones that run
-elsewhere, and compiling takes part in recording alone.
+An operator of a few numbers takes a GPU 2 to 3 microseconds, and one that reads distributions over a large vocabulary 5
+or more, whatever it does with them: in a block there are hundreds beside the models. The functions are the same ones
+that run elsewhere, and compiling takes part in recording alone.
 """
 
 from __future__ import annotations

@@ -30,16 +30,8 @@ class Recording(NamedTuple):
     """
 
     function: Function
-    inputs: list[Tensor]
     outputs: tuple[Tensor, ...]
     replay: Callable[[], None]
-
-    def take(self, inputs: Sequence[Tensor]) -> bool:
-        """Copy inputs that lie elsewhere to where they are read; whether there were none."""
-        elsewhere = [x for x in zip(self.inputs, inputs, strict=True) if x[0].data_ptr() != x[1].data_ptr()]
-        for own, new in elsewhere:
-            own.copy_(new)
-        return not elsewhere
 
 
 class Graphs:
@@ -49,65 +41,56 @@ class Graphs:
         self.recordings: OrderedDict[object, Recording] = OrderedDict()
         self.memories: dict[object, Tensor] = {}
 
-    def run(self, function: Function, inputs: Sequence[Tensor], key: object) -> tuple[Tensor, ...]:
-        """Replay a function, as `find` gives it. What is returned is overwritten by the next replay."""
-        recording = self.find(function, inputs, key)
-        recording.take(inputs)
-        recording.replay()
-        return recording.outputs
+    def run(self, key: object, function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Replay a function, which is recorded when its key or the place of an input is new.
 
-    def find(self, function: Function, inputs: Sequence[Tensor], key: object) -> Recording:
-        """The recording of a function, which is made when its key or shapes are new.
-
-        The function may read other tensors, if they are always the same for a key, and write to its inputs. Inputs in
-        memory that stays (an output of another recording, or what `memory` gave) are read where they are, and what lies
-        elsewhere must be copied there.
+        Inputs lie in memory that stays (an output of another recording, or what `memory` gave), and may be written to.
+        The function may read other tensors, if they always hold the same for a key. What is returned is overwritten by
+        the next replay.
         """
-        whole = key, tuple((x.shape, x.stride(), x.dtype) for x in inputs)
+        whole = key, tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs)
         if whole not in self.recordings:
-            stay = {x.untyped_storage().data_ptr() for own in self.recordings.values() for x in own.outputs}
-            stay |= {x.untyped_storage().data_ptr() for x in self.memories.values()}
-            static = [x if x.untyped_storage().data_ptr() in stay else x.clone() for x in inputs]
-            before = [x.clone() for x in static]
-            self.recordings[whole] = Recording(function, static, *record(function, static))
-            for own, value in zip(static, before, strict=True):
-                own.copy_(value)  # to record, a function is called several times, and may write to its inputs
+            before = [x.clone() for x in inputs]
+
+            def restore() -> None:
+                for own, value in zip(inputs, before, strict=True):
+                    own.copy_(value)  # to record, a function is called several times, and may write to its inputs
+
+            self.recordings[whole] = Recording(function, *record(function, inputs, restore))
+            restore()
             if len(self.recordings) > KEPT:
                 self.recordings.popitem(last=False)
         self.recordings.move_to_end(whole)
-        return self.recordings[whole]
+        recording = self.recordings[whole]
+        recording.replay()
+        return recording.outputs
 
-    def memory(self, owner: object, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory [count] that stays where it is as long as it is large enough. A larger one ends all recordings."""
-        return self.at_least(owner, (count,), 0, dtype, device)[:count]
-
-    def storage(self, owner: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Storage [layers, 2, 1, H, columns, D] of a model, in memory that stays.
-
-        It may have more columns than asked for. What an earlier decoding has left in it is hidden by the mask, and
-        finite.
-        """
-        return self.at_least(owner, shape, 4, dtype, device)
-
-    def at_least(
+    def memory(
         self, owner: object, shape: tuple[int, ...], growing: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor:  # fmt: skip
-        """What an owner has, of a shape, of whose dimension `growing` there may be more; new if it was too small."""
+        """Memory of a shape, of whose dimension `growing` there may be more. A larger one ends all recordings."""
         kept = self.memories.get(owner)
         if kept is None or kept.shape[growing] < shape[growing]:
+            if kept is not None:
+                self.recordings.clear()
             self.memories[owner] = torch.zeros(shape, dtype=dtype, device=device)
-            self.recordings.clear()
         return self.memories[owner]
 
 
-def record(function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-    """Record a function on a GPU: its outputs, and what computes them anew from the inputs as they then are."""
+def record(
+    function: Function, inputs: Sequence[Tensor], restore: Callable[[], None]
+) -> tuple[tuple[Tensor, ...], Callable[[], None]]:  # fmt: skip
+    """Record a function on a GPU: its outputs, and what computes them anew from the inputs as they then are.
+
+    restore: gives the inputs what they held before.
+    """
     with torch.cuda.device(inputs[0].device), recording():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 function(*inputs)
+                restore()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

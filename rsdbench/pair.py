@@ -5,28 +5,20 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from rsdbench.backends.aot.forwards import CompiledForward, CompiledGrow
-from rsdbench.backends.aot.gemm import lay_out
-from rsdbench.backends.aot.library import compiler_at_hand, name_of
-from rsdbench.backends.cuda_graphs.graphs import Graphs
-from rsdbench.backends.cuda_graphs.row_layers import use_row_layers
-from rsdbench.backends.projections import join_projections
-from rsdbench.decoding.cache import position_limit
-from rsdbench.decoding.drafting import Drafting
-from rsdbench.decoding.prefixes import Prefixes
+from rsdbench.backends.choice import EAGER, Engine, can_compile, choose
+from rsdbench.backends.self_check import check_model
+from rsdbench.decoding.forward import position_limit
 from rsdbench.errors import UsageError
-from rsdbench.models.loading import Source, find_source, load_model, load_tokenizer
+from rsdbench.models.loading import Source, find_source, lay_out, load_model, load_tokenizer, name_of
 from rsdbench.models.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
 from rsdbench.models.quantization import check_dtype, check_quantization, shrink
-from rsdbench.models.self_check import check_model
 
-EAGER, COMPILED, GRAPHED = "eager", "compiled", "CUDA graphs"  # forwards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,23 +26,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Pair:
     """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
 
-    `compile` sets the forwards that decoding uses in place of the models' own, or `graphs`; `growers` holds what drafts
-    a level in one call, for each drafting that was used since, or None where that cannot be compiled; `prefixes`, which
-    keeps nothing unless it is replaced, is where decoding looks for prompts that it has seen. quantization: how the
-    target's weights were quantised when they were loaded.
+    quantization: how the target's weights were quantised when they were loaded; positions: of a sequence, prompt and
+    new tokens, that both models decode as they should (0: all they have); checked: whether `check_model` passed.
     """
 
     target: Any
     drafter: Any
     tokenizer: Any = None
-    target_forward: CompiledForward | None = None
-    drafter_forward: CompiledForward | None = None
-    graphs: Graphs | None = None
-    growers: dict[Drafting, CompiledGrow | None] = field(default_factory=dict)
-    prefixes: Prefixes = field(default_factory=Prefixes)
     quantization: str | None = None
-    positions: int = 0  # of a sequence, prompt and new tokens, that both models decode as they should; 0: all they have
-    checked: bool = False  # by `check_model`
+    positions: int = 0
+    checked: bool = False
+    compiled: Engine | None = None
 
     def __post_init__(self) -> None:
         have = min(position_limit(self.target), position_limit(self.drafter))
@@ -62,7 +48,7 @@ class Pair:
 
     @property
     def device(self) -> torch.device:
-        """Where laws are compared: that of the target's head."""
+        """Where distributions are compared: that of the target's head."""
         return head_device(self.target)
 
     @property
@@ -72,56 +58,39 @@ class Pair:
 
     @property
     def can_compile(self) -> bool:
-        """Whether both models are on one GPU, or on a CPU with a compiler at hand, and their weights are plain."""
-        one_gpu = len(self.devices) == 1 and self.device.type == "cuda"
-        return (one_gpu or (self.devices == [CPU] and compiler_at_hand())) and self.quantization is None
+        """Whether `compile` would find a backend that is faster than the eager one."""
+        return self.quantization is None and can_compile(self.target, self.drafter, self.devices) is None
 
     @property
     def forward(self) -> str:
-        """How decoding runs the models, as records say it."""
-        if self.graphs is not None:
-            return GRAPHED
-        return EAGER if self.target_forward is None else COMPILED
+        """The name of the backend, as records say it."""
+        return self.engine.name if self.compiled else EAGER
+
+    @cached_property
+    def eager(self) -> Engine:
+        """Operators as they stand."""
+        return choose(self.target, self.drafter)
+
+    @property
+    def engine(self) -> Engine:
+        """What decodes."""
+        return self.compiled or self.eager
 
     def compile(self) -> None:
-        """On a CPU, compile the target's forward, or take what an earlier process has compiled; on a GPU, use graphs.
+        """Decode with compiled code on a CPU, with CUDA graphs on a GPU.
 
-        What else decoding calls is compiled when a method first needs it (`compiled_calls`).
+        What a method needs is compiled when it is first decoded, or taken from an earlier process.
 
         Raises:
-            UsageError: the models are not both on one of these, or quantised on a CPU; otherwise as in `Recipe.build`.
+            UsageError: the models are not both on one of these, or quantised on a CPU, or cannot be compiled.
         """
-        if len(self.devices) == 1 and self.device.type == "cuda":
-            self.graphs = Graphs()
-            self.join()
-            for model in (self.target, self.drafter):
-                use_row_layers(model)
-            return
-        if self.devices != [CPU]:
-            named = " and ".join(sorted(self.devices))
-            raise UsageError(f"compile=true needs both models on a CPU or on a GPU, not {named}: take compile=false")
-        if self.quantization:
-            raise UsageError(
-                f"compile=true does not go with quantization={self.quantization} on a CPU: take compile=false"
-            )
-        self.join()
-        self.target_forward = CompiledForward(self.target)
+        reason = can_compile(self.target, self.drafter, self.devices)
+        if self.quantization and self.device.type == CPU:
+            reason = f"does not go with quantization={self.quantization} on a CPU"
+        if reason:
+            raise UsageError(f"compile=true {reason}: take compile=false")
+        self.compiled = choose(self.target, self.drafter, compile=True)
         return_memory()
-
-    def join(self) -> None:
-        """Join the projections of both models, as their compiled forwards read them."""
-        for model in (self.target, self.drafter):
-            join_projections(model)
-
-    def levels(self) -> CompiledForward | None:
-        """The drafter's forward, for levels that are not drafted in one compiled call; None if none is compiled.
-
-        Raises:
-            UsageError: as in `Recipe.build`.
-        """
-        if self.drafter_forward is None and self.target_forward is not None:
-            self.drafter_forward = CompiledForward(self.drafter, True)
-        return self.drafter_forward
 
     @cached_property
     def cost_ratio(self) -> float:

@@ -1,4 +1,4 @@
-"""What a configuration asks for: its methods and structures; and whether its settings are usable."""
+"""Which methods and structures a configuration asks for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig
 
-from rsdbench.decoding.drafting import NoDrafting
-from rsdbench.decoding.methods import BASELINE, METHODS, get_method, get_shape
 from rsdbench.errors import UsageError
-from rsdbench.models.pair import DTYPES
+from rsdbench.methods import BASELINE, METHODS, get_method, get_shape
 from rsdbench.notes import note
-from rsdbench.sampling.distributions import Warp
 
 
 class Point(NamedTuple):
@@ -30,13 +27,12 @@ def points_of(config: DictConfig) -> list[Point]:
     Raises:
         UsageError: an unknown method, a budget without structures, or a structure of another budget.
     """
-    check_own_structures(config)
     names = list(METHODS) if config.methods is None else config.methods
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"methods must be a list such as [sd,rsd_s], not '{names}'")
     if not isinstance(config.budgets, ListConfig) or not all(isinstance(b, int) for b in config.budgets):
         raise UsageError(f"budgets must be a list of numbers such as [6,30], not '{config.budgets}'")
-    drafting = [name for name in dict.fromkeys(names) if not isinstance(get_method(name).drafting, NoDrafting)]
+    drafting = [name for name in dict.fromkeys(names) if get_method(name).drafts]
     budgets = dict.fromkeys(config.budgets)
     pairs = [(BASELINE, "0")] + [(m, s) for m in drafting for b in budgets for s in structures_of(config, m, b)]
     return [Point(m, s, get_shape(m, s).budget, get_method(m).label) for m, s in pairs]
@@ -49,7 +45,7 @@ def structures_of(config: DictConfig, method: str, budget: Any) -> list[str]:
         UsageError: there are none, or one has another number of nodes than the budget.
     """
     own: Mapping = own_structures(config).get(method, {})
-    table = get_method(method).drafting.structures
+    table = get_method(method).structures
     chosen = own.get(budget, own.get(str(budget))) or table.get(budget)
     if not chosen:
         known = ", ".join(map(str, table))
@@ -105,55 +101,4 @@ def check_budget(method: str, structure: str, budget: Any) -> None:
         raise UsageError(
             f"structure '{structure}' of method '{method}' has {nodes} nodes, but its budget is {budget}: "
             "they must be equal"
-        )
-
-
-def check_settings(config: DictConfig) -> None:
-    """Everything about a row job that can be wrong and seen without loading a model.
-
-    Raises:
-        UsageError: the first thing that is wrong.
-    """
-    decode = config.decode
-    for key, value, kind in (
-        ("decode.temperature", decode.temperature, (int, float)),
-        ("decode.top_p", decode.top_p, (int, float)),
-        ("decode.max_new_tokens", decode.max_new_tokens, int),
-        ("quality.batch_size", config.quality.batch_size, int),
-        ("speed.num_prompts", config.speed.num_prompts, int),
-        ("speed.turns", config.speed.turns, int),
-        ("prefix_memory", config.prefix_memory, (int, float)),
-        ("seed", config.seed, int),
-    ):
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{key} must be a number, not '{value}'")
-    Warp(decode.temperature, decode.top_p)
-    for key, value, least in (
-        ("decode.max_new_tokens", decode.max_new_tokens, 1),
-        ("quality.batch_size", config.quality.batch_size, 1),
-        ("speed.num_prompts", config.speed.num_prompts, 0),
-        ("speed.turns", config.speed.turns, 1),
-        ("prefix_memory", config.prefix_memory, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{key} must be at least {least}, not {value}")
-    width = config.speed.half_width
-    if width is not None and (not isinstance(width, int | float) or isinstance(width, bool) or width <= 0):
-        raise UsageError(f"speed.half_width must be null or a number above 0, such as 0.05, not '{width}'")
-    if config.dtype != "auto" and config.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
-    if config.compile not in ("auto", True, False):
-        raise UsageError(f"unknown compile '{config.compile}': choose auto, true or false")
-    if config.check not in (True, False):
-        raise UsageError(f"unknown check '{config.check}': choose true or false")
-    if decode.profile not in (True, False):
-        raise UsageError(f"unknown decode.profile '{decode.profile}': choose true or false")
-    if decode.profile and not config.speed.num_prompts:
-        raise UsageError(
-            "decode.profile=true needs speed.num_prompts of at least 1, which is what it decodes once more"
-        )
-    if config.speed.num_prompts > config.dataset.num_prompts:
-        raise UsageError(
-            f"speed.num_prompts ({config.speed.num_prompts}) must not exceed dataset.num_prompts "
-            f"({config.dataset.num_prompts})"
         )

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.decoding.cache import position_limit
-from rsdbench.decoding.forward import Lane
-from rsdbench.decoding.methods import get_shape
-from rsdbench.decoding.tree import fixed_ancestors
+from rsdbench.backends.eager import CachedLM
+from rsdbench.decoding.forward import Rows, position_limit, prompt_rows
+from rsdbench.decoding.tree import ancestors_of
 from rsdbench.errors import UsageError
-from rsdbench.sampling.distributions import Warp, wide
+from rsdbench.models.layouts import layouts_of
+from rsdbench.models.placement import head_device
+from rsdbench.sampling.distributions import wide
+from rsdbench.structures import BRANCHING
 
 SHORT = 24  # tokens that are forwarded where no window is larger
 WINDOW = re.compile(r"(?!.*(layers|pattern)).*(window|chunk).*")  # settings that are sizes of windows
@@ -85,18 +87,25 @@ def random_text(model: Any, length: int) -> Tensor:
 
 def both_logits(model: Any, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Logits behind the last three tokens of both texts, [2, 3, V]: the model's own, and those of a tree's rows."""
-    warp, shape = Warp(0.0), get_shape("rsd_c", TREE)  # at temperature 0 laws are still the logits
-    length = texts.shape[1]
-    lane = Lane(model, shape, warp, 1, length + shape.depth + 1)
-    texts = texts.to(lane.device)
+    shape, length, device = BRANCHING.shape(TREE), texts.shape[1], head_device(model)
+    texts = texts.to(device)
     own = wide(model(input_ids=texts, use_cache=False, logits_to_keep=3).logits)
+    cached = CachedLM(model, layouts_of(model, device), shape, 1, length + shape.depth + 1, previous=False)
     prefix, (a, b) = texts[:1, :-3], texts[:, -2:]
     if prefix.shape[1]:
-        lane.prefill(prefix)
-    tokens = torch.stack([texts[0, -3], a[0], b[0], a[1], b[1]]).unsqueeze(0)
-    block = lane.begin(torch.tensor([length - 3], device=lane.device), length - 3)
-    rows = lane.rows(tokens, 0, block, fixed_ancestors(shape, lane.device))
-    return own, torch.stack([rows[0, list(branch)] for branch in BRANCHES])
+        cached.logits(prompt_rows(prefix, 0, prefix.shape[1], cached.storage.scratch), keep=1)
+    rows = torch.arange(1 + shape.budget, device=device)
+    logits = cached.logits(
+        Rows(
+            tokens=torch.stack([texts[0, -3], a[0], b[0], a[1], b[1]]).unsqueeze(0),
+            depths=torch.tensor(shape.depths[1:], device=device),
+            ancestors=ancestors_of(shape.parents).to(device).unsqueeze(0),
+            length=torch.tensor([length - 3], device=device),
+            prefix=torch.arange(length - 3, device=device),
+            slots=rows + 1,
+        )
+    )
+    return own, torch.stack([wide(logits)[0, list(branch)] for branch in BRANCHES])
 
 
 def difference(own: Tensor, ours: Tensor) -> float:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-PHASES = ("draft", "target", "verify", "commit")
+from rsdbench.decoding.generation import PHASES
 
 
 class Clock:
