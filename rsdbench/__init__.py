@@ -9,13 +9,22 @@ from rsdbench.errors import UsageError
 
 if TYPE_CHECKING:
     from rsdbench.api import generate
+    from rsdbench.backends.choice import register_backend
     from rsdbench.decoding.generation import Generation
+    from rsdbench.drafters import DrafterKind, register_drafter
+    from rsdbench.methods import Method, register_method
     from rsdbench.pair import Pair, load_pair
     from rsdbench.plotting.grid import plot_grid
     from rsdbench.results.frames import load_results
+    from rsdbench.results.metrics import Metric, register_metric
+    from rsdbench.tasks.scores import Score, register_score
 
 __version__ = "0.2.0"
-__all__ = ["Generation", "Pair", "UsageError", "generate", "load_pair", "load_results", "plot_grid"]
+__all__ = [
+    "DrafterKind", "Generation", "Method", "Metric", "Pair", "Score", "UsageError", "generate", "load_pair",
+    "load_results", "plot_grid", "register_backend", "register_drafter", "register_method", "register_metric",
+    "register_score",
+]  # fmt: skip
 
 for _library in ("torchao", "torch.utils._pytree"):  # at import they warn of kernels that were built for other machines
     logging.getLogger(_library).setLevel(logging.ERROR)
@@ -27,6 +36,16 @@ HOMES = {
     "load_pair": "rsdbench.pair",
     "load_results": "rsdbench.results.frames",
     "plot_grid": "rsdbench.plotting.grid",
+    # for plugins
+    "Method": "rsdbench.methods",
+    "register_method": "rsdbench.methods",
+    "DrafterKind": "rsdbench.drafters",
+    "register_drafter": "rsdbench.drafters",
+    "Score": "rsdbench.tasks.scores",
+    "register_score": "rsdbench.tasks.scores",
+    "Metric": "rsdbench.results.metrics",
+    "register_metric": "rsdbench.results.metrics",
+    "register_backend": "rsdbench.backends.choice",
 }
 
 

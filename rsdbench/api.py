@@ -7,11 +7,14 @@ from collections.abc import Collection, Sequence
 import torch
 
 from rsdbench.decoding.backend import Job
+from rsdbench.decoding.drafter import is_model
 from rsdbench.decoding.generation import Generation
 from rsdbench.decoding.loop import decode
+from rsdbench.drafters import check_fits
 from rsdbench.errors import UsageError
-from rsdbench.methods import get_method, get_shape, load
+from rsdbench.methods import get_method, get_shape, load, tree_rule
 from rsdbench.pair import Pair
+from rsdbench.probe import check_method
 from rsdbench.sampling.distributions import Sampling
 
 
@@ -35,18 +38,24 @@ def generate(
     the same tokens.
 
     Raises:
-        UsageError: an unknown method; a structure of another form; temperature < 0; top_p outside (0, 1];
-            max_new_tokens < 1; an empty prompt, one with ids outside the vocabulary, or one that leaves no position.
+        UsageError: an unknown method, or one that the drafter cannot draft for; a structure of another form;
+            temperature < 0; top_p outside (0, 1]; max_new_tokens < 1; an empty prompt, one with ids outside the
+            vocabulary, or one that leaves no position.
     """
-    sampling, shape, method = Sampling.at(temperature, top_p), get_shape(method, structure), get_method(method)
+    sampling, shape, name = Sampling.at(temperature, top_p), get_shape(method, structure), method
+    method, certain = get_method(name), not is_model(pair.drafter) and pair.drafter.certain
+    check_method(name)
+    if certain:
+        check_fits(name, pair.drafter.name, certain)
     check_prompts(pair, prompts, max_new_tokens)
     if not prompts:
         return Generation([], [], [])
     ends = eos_token_id if isinstance(eos_token_id, Collection) else {eos_token_id}
     room = [min(max_new_tokens, pair.positions - len(prompt)) for prompt in prompts]
+    rule = tree_rule(method, certain and shape.depth > 0)
     job = Job(
-        load(method.strategy), load(method.rule), shape, sampling, prompts, room, pair.positions, seed, frozenset(ends)
-    )
+        load(method.strategy), rule, shape, sampling, prompts, room, pair.positions, seed, frozenset(ends)
+    )  # fmt: skip
     with torch.inference_mode():
         return decode(job, pair.engine.backend(job))
 

@@ -1,7 +1,8 @@
 """The catalogue of methods. It imports no torch, so that plans, tables and figures are at once there.
 
 To add a method of your own, write its rule (`rsdbench.verification`) or its strategy (`rsdbench.decoding.strategies`)
-as a file, and add one entry to `METHODS`: the grid, the figure, the certificate and the tests go through this table.
+as a file, and register it here: the grid, the figure, the certificate and the tests go through this table. A method of
+your own repository comes as a plugin (`rsdbench.plugins`), through the same function.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from rsdbench.decoding.shapes import TreeShape
 from rsdbench.errors import UsageError
+from rsdbench.plugins import register
 from rsdbench.structures import BEAM, BRANCHING, CHAIN, NO_DRAFTS, SEQUENCES, Form
 
 BASELINE = "ar"  # what every ratio is relative to
@@ -23,8 +25,10 @@ class Method:
     """A named pair of drafting strategy and verification rule.
 
     label: what figures and tables print; form: how its structures are written; structures: by budget, those that the
-    benchmark compares; strategy, rule: "module:object" of each, or the objects; independent: whether the drafts below a
-    node are independent draws, otherwise they are distinct; style: of its line, as matplotlib takes it.
+    benchmark compares; strategy, rule: "module:object" of each, or the objects; whole_tree: whether the rule is a
+    `TreeRule`, otherwise it is a `NodeRule`; independent: whether the drafts below a node are independent draws,
+    otherwise they are distinct; certain_rule: a `NodeRule` for drafts that are taken for certain, None if the method
+    makes no sense with them; style: of its line, as matplotlib takes it.
     """
 
     label: str
@@ -32,7 +36,9 @@ class Method:
     structures: Mapping[int, tuple[str, ...]]
     strategy: Any
     rule: Any
+    whole_tree: bool = False
     independent: bool = False
+    certain_rule: Any = None
     style: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -49,6 +55,12 @@ def load(place: Any) -> Any:
     return getattr(import_module(module), name)
 
 
+def tree_rule(method: Method, certain: bool = False) -> Any:
+    """How a method verifies a tree: its rule, or the walk of it; certain: of drafts that are taken for certain."""
+    rule = load(method.certain_rule if certain else method.rule)
+    return rule if method.whole_tree and not certain else load("rsdbench.verification.lift:lift")(rule)
+
+
 CHAINS = {6: ("6",), 10: ("10",), 14: ("14",), 21: ("21",), 30: ("30",)}
 BEAMS = {6: ("2x3", "3x2"), 10: ("2x5", "5x2"), 14: ("2x7", "7x2"), 21: ("3x7", "7x3"), 30: ("5x6", "6x5")}
 BRANCHINGS = {
@@ -60,27 +72,68 @@ BRANCHINGS = {
 }
 STRATEGIES = "rsdbench.decoding.strategies"
 REJECTION = "rsdbench.verification.recursive_rejection:recursive_rejection"
+BOTTOM_UP = "rsdbench.verification.bottom_up:bottom_up"
+MATCH = "rsdbench.verification.sample_and_match:sample_and_match"
 K_SEQ = "rsdbench.verification.k_seq:k_seq"
 
-METHODS: dict[str, Method] = {
-    BASELINE: Method("AR", NO_DRAFTS, {}, f"{STRATEGIES}:Sequences", REJECTION),
-    "sd": Method(
-        "SD", CHAIN, CHAINS, f"{STRATEGIES}:Sequences", REJECTION,
+METHODS: dict[str, Method] = {}
+
+
+def register_method(name: str, method: Method) -> None:
+    """Put a method into the catalogue: grid, figure, certificate and tests go through it.
+
+    name: on the command line and in records. What its rule and strategy take and give, with shapes: `NodeRule`,
+    `TreeRule` (`rsdbench.verification`) and `Strategy` (`rsdbench.decoding.strategies`).
+
+    Raises:
+        UsageError: the name is taken, or a structure of the table has another number of nodes than its budget.
+    """
+    for budget, structures in method.structures.items():
+        for structure in structures:
+            nodes = method.form.shape(structure).budget
+            if nodes != budget:
+                raise UsageError(
+                    f"method '{name}': structure '{structure}' has {nodes} nodes, but its budget is {budget}"
+                )
+    register("method", METHODS, name, method)
+
+
+register_method(BASELINE, Method("AR", NO_DRAFTS, {}, f"{STRATEGIES}:Sequences", REJECTION))
+register_method(
+    "sd",
+    Method(
+        "SD", CHAIN, CHAINS, f"{STRATEGIES}:Sequences", REJECTION, certain_rule=MATCH,
         style={"color": "tab:orange", "linestyle": ":", "marker": "x"},
     ),
-    "spectr": Method(
+)  # fmt: skip
+register_method(
+    "sd_bv",
+    Method(
+        "SD-BV", CHAIN, CHAINS, f"{STRATEGIES}:Sequences", BOTTOM_UP, whole_tree=True,
+        style={"color": "tab:brown", "linestyle": (0, (1, 2)), "marker": "1"},
+    ),
+)  # fmt: skip
+register_method(
+    "spectr",
+    Method(
         "SpecTr", SEQUENCES, BEAMS, f"{STRATEGIES}:Sequences", K_SEQ, independent=True,
         style={"color": "tab:red", "linestyle": "-.", "marker": "+"},
     ),
-    "rsd_c": Method(
-        "RSD-C", BRANCHING, BRANCHINGS, f"{STRATEGIES}:Branching", REJECTION,
+)  # fmt: skip
+register_method(
+    "rsd_c",
+    Method(
+        "RSD-C", BRANCHING, BRANCHINGS, f"{STRATEGIES}:Branching", REJECTION, certain_rule=MATCH,
         style={"color": "tab:green", "linestyle": "--", "marker": "D", "markersize": 2.6},
     ),
-    "rsd_s": Method(
+)  # fmt: skip
+register_method(
+    "rsd_s",
+    Method(
         "RSD-S", BEAM, BEAMS, f"{STRATEGIES}:StochasticBeam", REJECTION,
         style={"color": "tab:blue", "linestyle": "-", "marker": "o", "markersize": 2.8},
     ),
-}  # fmt: skip
+)  # fmt: skip
 
 
 def get_method(name: str) -> Method:

@@ -11,20 +11,25 @@ from typing import Any
 
 import torch
 
-from rsdbench.backends.choice import EAGER, Engine, can_compile, choose
+from rsdbench.backends.choice import EAGER, Engine, can_compile, choose, chosen
 from rsdbench.backends.self_check import check_model
+from rsdbench.decoding.drafter import is_model
 from rsdbench.decoding.forward import position_limit
+from rsdbench.drafters import is_drafter, make_drafter
 from rsdbench.errors import UsageError
 from rsdbench.models.loading import Source, find_source, lay_out, load_model, load_tokenizer, name_of
 from rsdbench.models.placement import CPU, Memory, device_map, devices_of, free_memory, head_device
 from rsdbench.models.quantization import check_dtype, check_quantization, shrink
+from rsdbench.models.vocabularies import check_tokenizers, check_vocabularies, common_tokens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(repr=False)
 class Pair:
-    """Two Hugging Face causal LMs over one vocabulary; `tokenizer` is None if neither came with one.
+    """Two Hugging Face causal LMs over one vocabulary, or one and a `Drafter` of another kind.
+
+    tokenizer: None if neither came with one.
 
     quantization: how the target's weights were quantised when they were loaded; positions: of a sequence, prompt and
     new tokens, that both models decode as they should (0: all they have); checked: whether `check_model` passed.
@@ -39,12 +44,18 @@ class Pair:
     compiled: Engine | None = None
 
     def __post_init__(self) -> None:
-        have = min(position_limit(self.target), position_limit(self.drafter))
+        have = min(map(position_limit, self.models))
         self.positions = min(self.positions or have, have)
 
     def __repr__(self) -> str:
-        models = " over ".join(f"{name_of(m)} ({parameters(m):,} parameters)" for m in (self.drafter, self.target))
+        own = [f"{name_of(m)} ({parameters(m):,} parameters)" for m in reversed(self.models)]
+        models = " over ".join(own if is_model(self.drafter) else [self.drafter.name, *own])
         return f"Pair({models}, {self.target.dtype}, {', '.join(self.devices)}, forward: {self.forward})"
+
+    @property
+    def models(self) -> list[Any]:
+        """The causal LMs, the target first."""
+        return [self.target, self.drafter] if is_model(self.drafter) else [self.target]
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +65,7 @@ class Pair:
     @property
     def devices(self) -> list[str]:
         """All devices that hold a part of either model."""
-        return list(dict.fromkeys([*devices_of(self.target), *devices_of(self.drafter)]))
+        return list(dict.fromkeys(device for model in self.models for device in devices_of(model)))
 
     @property
     def can_compile(self) -> bool:
@@ -92,6 +103,14 @@ class Pair:
         self.compiled = choose(self.target, self.drafter, compile=True)
         return_memory()
 
+    def use(self, backend: str) -> None:
+        """Decode with a backend of that name, such as one of a plugin's.
+
+        Raises:
+            UsageError: there is none, or it is not for these models.
+        """
+        self.compiled = chosen(backend, self.target, self.drafter)
+
     @cached_property
     def cost_ratio(self) -> float:
         """c = parameters of the drafter / parameters of the target."""
@@ -105,15 +124,15 @@ def return_memory() -> None:
 
 
 def parameters(model: Any) -> int:
-    """Number of parameters; tied ones count once."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of parameters of a causal LM or a `Drafter`; tied ones count once."""
+    return model.parameters if not is_model(model) else sum(p.numel() for p in model.parameters())
 
 
 @dataclass(frozen=True)
 class FoundPair:
     """A pair of which everything is known and checked, and whose weights are not read yet; made by `find_pair`.
 
-    target, drafter: each a `Source`, or a model that was loaded before.
+    target, drafter: each a `Source`, or a model that was loaded before, or a `Drafter`.
     """
 
     target: Any
@@ -127,7 +146,7 @@ class FoundPair:
     @property
     def positions(self) -> int:
         """Positions that both models have."""
-        return min(position_limit(self.target), position_limit(self.drafter))
+        return min(position_limit(m) for m in (self.target, self.drafter) if is_model(m))
 
     def load(self, batch_size: int = 1, max_length: int | None = None, check: bool = True) -> Pair:
         """Read the weights. batch_size, max_length, check: as in `load_pair`.
@@ -139,10 +158,19 @@ class FoundPair:
         room = batch_size, max_length
         models = placed(self.target, self.drafter, self.dtype, memory, self.quantization, room)
         named = zip(models, (self.target, self.drafter), ("target", "drafter"), strict=True)
-        positions = [check_model(m, getattr(s, "name", role), max_length) for m, s, role in named] if check else [0]
-        return Pair(
-            *models, tokenizer=self.tokenizer, quantization=self.quantization, positions=min(positions), checked=check
-        )
+        named = [(m, getattr(source, "name", role)) for m, source, role in named if is_model(m)]
+        positions = [check_model(m, name, max_length) for m, name in named] if check else [0]
+        kind = self.quantization or quantized_already(models[0])
+        return Pair(*models, tokenizer=self.tokenizer, quantization=kind, positions=min(positions), checked=check)
+
+
+def quantized_already(model: Any) -> str | None:
+    """How a checkpoint's weights were quantised when it was saved, by its own name for it; None if they were not."""
+    found = getattr(model.config, "quantization_config", None)
+    if found is None:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", "unknown")
+    return str(getattr(method, "value", method))
 
 
 def load_pair(
@@ -153,11 +181,12 @@ def load_pair(
 ) -> Pair:  # fmt: skip
     """Load target and drafter: each an embedded name ("opt-6m"), a folder, a hub id, or a model already loaded.
 
+    The drafter may also be the name of a registered drafter that is no model ("lookup"), or such a `Drafter` itself.
     device "auto" is one GPU if both fit, else all GPUs, else these and the CPU; the CPU where there is no GPU. dtype
     "auto" is float32 on a CPU and bfloat16 elsewhere, whatever a checkpoint's own. quantization: of the target's
     weights, "int8" or "int4". max_memory: as accelerate's, {0: "40GiB", "cpu": "200GiB"}, the devices that may be used
-    and how much of them. batch_size, max_length: sequences, and positions of each (None: all that the models have), for
-    whose keys and values room is kept. check: forward a short text to see that the models are decoded as transformers
+    and how much of them. batch_size, max_length: sequences, and positions of each (None: at most 4,096), for whose
+    keys and values room is kept. check: forward a short text to see that the models are decoded as transformers
     does it (`check_model`); False spares two forwards of a model that passed before. A model already loaded is taken
     as it is.
 
@@ -189,10 +218,13 @@ def find_pair(
     check_dtype(quantization, kind, on_gpu)
 
     asked = ((target, target_revision), (drafter, drafter_revision))
+    if is_drafter(drafter):
+        asked = asked[0], (make_drafter(drafter), None)
     found = [find_source(m, revision, kind) if isinstance(m, str) else m for m, revision in asked]
     tokenizers = [load_tokenizer(m) if isinstance(m, Source) else None for m in found]
     check_tokenizers(*tokenizers)
-    check_vocabularies(*(m.config.vocab_size for m in found))
+    sizes = [m.config.get_text_config().vocab_size if is_model(m) else m.vocabulary for m in found]
+    check_vocabularies(*sizes, common_tokens(*tokenizers))
     return FoundPair(*found, tokenizers[0] or tokenizers[1], device, kind, quantization, max_memory)
 
 
@@ -217,7 +249,7 @@ def placed(
     if isinstance(drafter, Source):
         drafter = load_model(drafter, dtype, {"": beside})
         lay_out(drafter)
-    if head_device(drafter) != beside:
+    if is_model(drafter) and head_device(drafter) != beside:
         raise UsageError(
             f"the target's head is on {beside} and the drafter on {head_device(drafter)}: move one of them"
         )
@@ -233,30 +265,6 @@ def torch_dtype(name: str, on_gpu: bool) -> torch.dtype:
     if name != "auto" and name not in DTYPES:
         raise UsageError(f"unknown dtype '{name}': choose auto, {', '.join(DTYPES)}")
     return DTYPES.get(name) or (torch.bfloat16 if on_gpu else torch.float32)
-
-
-def check_tokenizers(target: Any, drafter: Any) -> None:
-    """Both must map the same text to the same ids.
-
-    Raises:
-        UsageError: they have different vocabularies.
-    """
-    if target is None or drafter is None or target is drafter:
-        return
-    if target.get_vocab() != drafter.get_vocab():
-        raise UsageError("target and drafter have different tokenizers: draft tokens would mean different text")
-
-
-def check_vocabularies(target: int, drafter: int) -> None:
-    """Both must have logits for the same tokens.
-
-    Raises:
-        UsageError: their vocabularies have different sizes.
-    """
-    if target != drafter:
-        raise UsageError(
-            f"target has a vocabulary of {target} tokens and drafter one of {drafter}: they must share one"
-        )
 
 
 def quiet_libraries() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from rsdbench.drafters import check_fits, is_certain
 from rsdbench.errors import UsageError
 from rsdbench.methods import BASELINE, METHODS, get_method, get_shape
 from rsdbench.notes import note
@@ -32,6 +33,9 @@ def points_of(config: DictConfig) -> list[Point]:
         raise UsageError(f"methods must be a list such as [sd,rsd_s], not '{names}'")
     if not isinstance(config.budgets, ListConfig) or not all(isinstance(b, int) for b in config.budgets):
         raise UsageError(f"budgets must be a list of numbers such as [6,30], not '{config.budgets}'")
+    drafter = OmegaConf.select(config, "drafter.path")
+    for name in names:
+        check_fits(name, drafter, is_certain(drafter))
     drafting = [name for name in dict.fromkeys(names) if get_method(name).drafts]
     budgets = dict.fromkeys(config.budgets)
     pairs = [(BASELINE, "0")] + [(m, s) for m in drafting for b in budgets for s in structures_of(config, m, b)]

@@ -43,7 +43,7 @@ from rsdbench.backends.eager import CachedLM
 from rsdbench.decoding.backend import Job
 from rsdbench.decoding.forward import Rows
 from rsdbench.decoding.generation import Generation
-from rsdbench.methods import BASELINE, METHODS, get_shape, load
+from rsdbench.methods import BASELINE, METHODS, get_shape, load, tree_rule
 from rsdbench.pair import Pair, parameters
 from rsdbench.sampling.distributions import Sampling
 from rsdbench.tasks.splits import DATA
@@ -116,7 +116,7 @@ def backend_of(pair: Pair, method: str, structure: str, prompts: list[list[int]]
     own, room = METHODS[method], [NEW_TOKENS] * len(prompts)
     sampling, shape = Sampling.at(TEMPERATURE), get_shape(method, structure)
     return pair.engine.backend(
-        Job(load(own.strategy), load(own.rule), shape, sampling, prompts, room, pair.positions, seed=0)
+        Job(load(own.strategy), tree_rule(own), shape, sampling, prompts, room, pair.positions, seed=0)
     )
 
 

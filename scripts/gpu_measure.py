@@ -25,7 +25,9 @@ from rsdbench.decoding.strategies import Frontier, Level, shared_parents, withou
 from rsdbench.decoding.tree import DraftTree
 from rsdbench.methods import BASELINE, METHODS, get_shape
 from rsdbench.pair import Pair
+from rsdbench.results.readings import reading
 from rsdbench.sampling.distributions import Sampling
+from rsdbench.verification.lift import lift
 from rsdbench.verification.recursive_rejection import recursive_rejection
 
 GIB = 2**30
@@ -156,7 +158,7 @@ def bare(pair: Pair, shape: TreeShape, settings: Settings) -> Backend:
     """A backend behind the prompt, whose phases are the models' forwards and little else."""
     shape = TreeShape(shape.widths, shape.fanouts, shape.parents or (-1,) * shape.budget)
     room = [settings.new_tokens]
-    job = Job(Fixed, recursive_rejection, shape, SAMPLING, [settings.tokens], room, pair.positions, seed=0)
+    job = Job(Fixed, lift(recursive_rejection), shape, SAMPLING, [settings.tokens], room, pair.positions, seed=0)
     backend = pair.engine.backend(job)
     backend.prefill()
     return backend
@@ -173,7 +175,8 @@ def scoring(pair: Pair, shape: TreeShape, settings: Settings) -> Callable[[], Te
 def drafting(pair: Pair, shape: TreeShape, settings: Settings) -> Callable[[], DraftTree]:
     """A drafter's forwards of a block."""
     backend = bare(pair, shape, settings)
-    numbers = backend.numbers()
+    with torch.inference_mode():
+        numbers = backend.numbers()
     return torch.inference_mode()(lambda: backend.draft(numbers))
 
 
@@ -199,8 +202,8 @@ def pairs_of(target: Any, drafter: Any, forwards: tuple[str, ...]) -> dict[str, 
 
 
 def cases(budgets: Sequence[int]) -> list[tuple[str, str, int]]:
-    """The first structure of each method at each budget."""
-    return [(name, m.structures[b][0], b) for b in budgets for name, m in METHODS.items() if name != BASELINE]
+    """The first structure of each of the paper's methods at each budget."""
+    return [(name, METHODS[name].structures[b][0], b) for b in budgets for name in reading("block efficiency")]
 
 
 def same_tokens(settings: Settings) -> dict[str, Any]:

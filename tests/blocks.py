@@ -6,7 +6,7 @@ import torch
 
 from rsdbench.decoding.backend import Job
 from rsdbench.decoding.loop import Batch
-from rsdbench.methods import get_method, get_shape, load
+from rsdbench.methods import get_method, get_shape, load, tree_rule
 from rsdbench.sampling.distributions import Sampling
 
 
@@ -23,7 +23,7 @@ class Block(NamedTuple):
 def job_of(pair, method, structure, prompts, temperature=1.0, top_p=1.0, room=None, seed=0):
     own = get_method(method)
     return Job(
-        load(own.strategy), load(own.rule), get_shape(method, structure), Sampling.at(temperature, top_p), prompts,
+        load(own.strategy), tree_rule(own), get_shape(method, structure), Sampling.at(temperature, top_p), prompts,
         room or [20] * len(prompts), pair.positions, seed,
     )  # fmt: skip
 

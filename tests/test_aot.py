@@ -1,6 +1,7 @@
 """Compiled code: kept on disk, shared by models of one architecture, one line where it cannot be had."""
 
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -12,17 +13,20 @@ from rsdbench.backends import eager
 from rsdbench.backends.aot import library
 from rsdbench.backends.aot.engine import AOTEngine
 from rsdbench.backends.aot.library import SMALL_VOCABULARY
-from rsdbench.backends.aot.recipes import forward_recipe
+from rsdbench.backends.aot.recipes import DYNAMIC, forward_recipe, verify_recipe
 from rsdbench.backends.choice import COMPILED, EAGER
 from rsdbench.backends.projections import join_projections
 from rsdbench.decoding.strategies import Sequences
 from rsdbench.methods import METHODS
 from rsdbench.models.loading import lay_out
+from rsdbench.sampling.distributions import Sampling
+from rsdbench.verification.k_seq import k_seq
+from rsdbench.verification.lift import lift
 from rsdbench.verification.recursive_rejection import recursive_rejection
 
 from .commands import LONG_ENOUGH, SMALL, Command, cells
 from .commands import rsdbench as command
-from .conftest import all_structures, make_pair
+from .conftest import make_pair
 
 pytestmark = pytest.mark.skipif(not library.compiler_at_hand(), reason="no C++ compiler: apt-get install g++")
 PROMPTS = [[2, 5, 6, 7, 8, 9], [2, 11], [3], [2, 20, 21, 22]]
@@ -40,12 +44,58 @@ def pair(cache):
     return pair
 
 
-def test_every_structure_gives_the_same_greedy_tokens(pair):
-    expected = rsdbench.generate(make_pair("mixed"), PROMPTS, "ar", "0", 12, 0.0)
-    for method, structure, _ in [("ar", "0", 0), *all_structures()]:
-        out = rsdbench.generate(pair, PROMPTS, method, structure, 12, 0.0)
-        assert out.tokens == expected.tokens, (method, structure)
-        assert out.backend == COMPILED
+class Rest(torch.nn.Module):
+    """What a rule does with two distributions of which one was cut a moment ago."""
+
+    def __init__(self, sampling):
+        super().__init__()
+        self.truncate = sampling.truncate
+
+    def forward(self, log_p, log_q):
+        rest = (self.truncate(log_p).exp() - log_q.exp()).relu()
+        return rest, rest.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("sampling", [Sampling.at(0), Sampling.at(1, 0.6)], ids=["greedy", "top-p"])
+def test_a_cut_distribution_is_whole_when_it_is_read(cache, sampling):
+    """Scattered into its place it was read unwritten: zeros, or what lay in memory."""
+    module, inputs = Rest(sampling), torch.randn(2, 5, 7, 11).log_softmax(-1).unbind()
+    sizes = ({0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC},) * 2
+    found = library.Recipe("a test", "rest", ("rest", sampling), module, inputs, sizes).library().run(list(inputs))
+    torch.testing.assert_close(found, list(module(*inputs)))
+
+
+class Scaled:
+    """A rule with a number of its own."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, p, q, drafts, present):
+        return recursive_rejection(p, self.factor * q, drafts, present)
+
+
+class ScaledTwice(Scaled):
+    pass
+
+
+def scaled(factor):
+    return lambda p, q, drafts, present: recursive_rejection(p, factor * q, drafts, present)
+
+
+def test_rules_that_differ_in_anything_have_libraries_of_their_own():
+    def other(p, q, drafts, present, factor=2.0):
+        return recursive_rejection(p, factor * q, drafts, present)
+
+    rules = [
+        recursive_rejection, other, Scaled(1.0), Scaled(2.0), ScaledTwice(2.0), scaled(1.0), scaled(2.0),
+        partial(other, factor=1.0), partial(other, factor=3.0), partial(k_seq), Scaled(torch.tensor([1.0])),
+        Scaled(torch.tensor([2.0])),
+    ]  # fmt: skip
+    paths = [verify_recipe(lift(rule), 8, 64, (False, False)).path for rule in rules]
+    assert len(set(paths)) == len(rules)
+    again = verify_recipe(lift(partial(other, factor=3.0)), 8, 64, (False, False)).path
+    assert again == paths[8], "and the same rule has the same one"
 
 
 class DependsOnData(Sequences):
@@ -70,6 +120,7 @@ def test_a_method_that_cannot_be_compiled_runs_eagerly_and_says_so(pair, monkeyp
     monkeypatch.setitem(METHODS, "sd", replace(METHODS["sd"], **broken))
     out = rsdbench.generate(pair, PROMPTS, "sd", "6", 12, 0.5)
     assert (out.tokens, out.backend) == (expected.tokens, EAGER)
+    assert out.fallbacks in (("draft",), ("verify",))
     assert rsdbench.generate(pair, PROMPTS, "ar", "0", 4, 0.5).backend == COMPILED
 
 

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rsdbench
 from rsdbench.backends.aot import library
 from rsdbench.backends.cuda_graphs import graphs
+from rsdbench.methods import METHODS
 from rsdbench.sampling.distributions import Sampling
 
 from .blocks import blocks, job_of, path_to
@@ -14,7 +15,7 @@ from .conftest import PAIRS, all_structures, make_pair
 from .recordings import graphed, traced
 
 PROMPTS = [[2, 5, 9, 33, 12, 7], [2], [2, 40, 41, 3, 3, 3, 60, 9], [7, 8, 9], [2, 17]]
-FEW = [("ar", "0"), ("sd", "6"), ("spectr", "3x2"), ("rsd_c", "2-2"), ("rsd_s", "3x2")]
+FEW = [("ar", "0"), *((m, x.structures[min(x.structures)][-1]) for m, x in METHODS.items() if x.structures)]
 EVERY = [("ar", "0"), *((m, s) for m, s, _ in all_structures())]
 BACKENDS = ("compiled", "recorded")
 

@@ -5,7 +5,10 @@ import pandas as pd
 import pytest
 
 from rsdbench.plotting.chart import ACCURACY, WIDTH, Wishes, draw, limits_of
-from rsdbench.results.points import METRICS, POINT
+from rsdbench.results.metrics import metric_labels
+from rsdbench.results.points import POINT
+
+METRICS = metric_labels()
 
 LABELS = {"sd": "SD", "rsd_s": "RSD-S", "newcomer": "Newcomer"}
 ROWS = {"A, X": "a", "B, X": "a", "C, X": "c"}

@@ -181,7 +181,7 @@ def test_a_hub_cache_says_what_it_has(home):
         assert "\n" not in str(error.value)
     for blob in repository.glob("blobs/*"):
         blob.unlink()
-    with pytest.raises(UsageError, match=r"in the hub cache has no \.parquet files"):
+    with pytest.raises(UsageError, match=r"in the hub cache has no files of rows"):
         hub_split("wmt/wmt18", "de-en", "test", None, fetch=True)
 
 

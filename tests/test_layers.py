@@ -13,10 +13,17 @@ import rsdbench
 
 PACKAGE = Path(rsdbench.__file__).parent
 LAYERS = [
-    "sampling", "verification", "decoding", "structures", "methods", "selection", "models", "backends", "pair", "api",
-    "tasks", "results", "runner", "plotting", "certificate", "cli",
+    "sampling", "verification", "decoding", "structures", "methods", "drafters", "selection", "models", "backends",
+    "pair", "probe", "api", "tasks", "results", "runner", "plotting", "certificate", "cli",
 ]  # fmt: skip
-TOOLS = {"errors", "files", "notes", "seeds", "sources"}  # modules that any folder may use, and that use none
+TOOLS = {
+    "errors",
+    "files",
+    "notes",
+    "plugins",
+    "seeds",
+    "sources",
+}  # modules that any folder may use, and that use none
 
 
 def imports(file):
@@ -65,8 +72,11 @@ EXECUTION = re.compile(r"compil|export|graph|cuda|\bcpu\b|\bgpu\b|triton|device\
 
 
 def test_the_core_can_be_read_in_one_sitting():
+    """Rules, of which there may be any number, are files of their own."""
     lines = {f: len(f.read_text().splitlines()) for folder in CORE for f in (PACKAGE / folder).rglob("*.py")}
-    assert sum(lines.values()) <= 1250
+    rules = {f for f in lines if f.parent.name == "verification" and f.stem not in ("__init__", "lift")}
+    assert sum(lines[f] for f in lines if f not in rules) <= 1350
+    assert max(lines[f] for f in rules) <= 150
 
 
 @pytest.mark.parametrize("folder", CORE)

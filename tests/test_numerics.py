@@ -5,10 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rsdbench.backends.repeat import stop_early
 from rsdbench.decoding.strategies import Frontier
+from rsdbench.decoding.tree import ancestors_of
+from rsdbench.decoding.verify import as_it_is
 from rsdbench.methods import METHODS, load
 from rsdbench.sampling.distributions import Sampling
 from rsdbench.sampling.gumbel import conditioned_scores, draw, group_size
+from rsdbench.verification import Distributions, TreeView
+from rsdbench.verification.bottom_up import bottom_up
 from rsdbench.verification.k_seq import at_least_one
 
 from .blocks import blocks, job_of
@@ -69,8 +74,30 @@ def test_two_levels_of_drafts_and_their_verification(case, sampling, method_and_
         if not method.independent:
             distinct(level)
         if depth == 1:
-            verdict = load(method.rule)(p, log_q[:, 0].exp(), level.tokens, frontier.valid)
-            check_verdict(p, level, verdict, generator)
+            first = level
+            if not method.whole_tree:
+                verdict = load(method.rule)(p, log_q[:, 0].exp(), level.tokens, frontier.valid)
+                check_verdict(p, level, verdict, generator)
+    if shape.depth and not method.independent:
+        check_whole_tree(bottom_up, p, log_root, first, generator)
+
+
+def check_whole_tree(rule, p, log_q, level, generator):
+    """A tree of one level: an accepted draft and a last token that the target can emit."""
+    batch, width = level.tokens.shape
+    view = TreeView(
+        level.tokens, torch.zeros_like(level.tokens), level.frontier.valid,
+        ancestors_of((-1,) * width).expand(batch, -1, -1), torch.tensor([[0]]), width,
+        Distributions(p.log().unsqueeze(1).expand(-1, 1 + width, -1), as_it_is), Distributions(log_q, as_it_is),
+    )  # fmt: skip
+    outcome = rule(view, torch.rand(batch, width, generator=generator), stop_early)
+    assert not outcome.last.isnan().any()
+    assert (outcome.last >= 0).all()
+    assert (outcome.last.sum(1) - 1).abs().max() < 1e-4
+    assert (outcome.last[p == 0] == 0).all()
+    accepted, node = outcome.rows[:, 1] > 0, (outcome.rows[:, 1:] - 1).clamp(min=0)
+    assert (p.gather(1, level.tokens.gather(1, node))[accepted] > 0).all()
+    assert level.frontier.valid.gather(1, node)[accepted].all()
 
 
 def check_verdict(p, level, verdict, generator):

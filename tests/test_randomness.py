@@ -7,26 +7,26 @@ from rsdbench.decoding.randomness import Randomness
 from rsdbench.sampling.gumbel import to_gumbel
 
 
-def source(rows, size, slots):
-    return Randomness(5, rows, size, slots, torch.device("cpu"), lambda name, shape, dtype: torch.empty(shape))
+def source(rows, size, nodes):
+    return Randomness(5, rows, size, nodes, torch.device("cpu"), lambda name, shape, dtype: torch.empty(shape))
 
 
-def one_by_one(rows, size, slots, batches):
+def one_by_one(rows, size, nodes, batches):
     """What each block takes of the stream: noise of all levels and of the last token, then the uniforms."""
     own = torch.Generator().manual_seed(5)
     for batch in batches:
         noise = torch.rand(batch, sum(rows) + 2, size, generator=own)
-        yield noise, torch.rand(batch, len(rows), slots, generator=own)
+        yield noise, torch.rand(batch, nodes, generator=own)
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "slots"),
-    [([], 8, 2), ([2] * 6, 8, 2), ([2] * 30, 225, 2), ([6, 10, 10, 10, 10, 10], 225, 8)],
+    ("rows", "size", "nodes"),
+    [([], 8, 0), ([2] * 6, 8, 6), ([2] * 30, 225, 30), ([6, 10, 10, 10, 10, 10], 225, 30)],
 )
 @pytest.mark.parametrize("batches", [[1] * 9, [3] * 9, [3, 2, 1, 1]])
-def test_blocks_take_their_numbers_one_after_another(batches, rows, size, slots):
-    own = source(rows, size, slots)
-    for batch, (noise, uniforms) in zip(batches, one_by_one(rows, size, slots, batches), strict=True):
+def test_blocks_take_their_numbers_one_after_another(batches, rows, size, nodes):
+    own = source(rows, size, nodes)
+    for batch, (noise, uniforms) in zip(batches, one_by_one(rows, size, nodes, batches), strict=True):
         numbers = own.block(batch)
         assert torch.equal(torch.cat([*numbers.drafts, numbers.last], 1), noise)
         assert [x.shape[1] for x in numbers.drafts] == rows

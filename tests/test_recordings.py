@@ -169,7 +169,7 @@ def test_equal_sequences_are_verified_together():
         numbers.append(present.sum(1).tolist())
         return k_seq(p, q, drafts, present)
 
-    found = all_nodes.verdicts(counting, Sampling.at(), tree, log_p, torch.zeros(1, 4, 3), depths, shape.depth)
+    found = all_nodes.verdicts(counting, Sampling.at(), tree, log_p, torch.zeros(1, 6), depths, shape.depth, 3)
     assert numbers == [[3, 2, 1, 2]], "drafts below the root and below each node of the first level"
     assert found.below.tolist() == [[1, 4, 5, 4]], "the first candidate, which may be another sequence's"
 
@@ -178,6 +178,6 @@ def test_a_draft_that_is_not_there_is_never_accepted():
     shape = get_shape("rsd_c", "2-2")
     tree, log_p = tree_of(shape, [0, 1, 2, 3, 4, 5], [False, True, False, False, False, False])
     depths = torch.tensor(shape.depths[1:])
-    found = all_nodes.verdicts(k_seq, Sampling.at(), tree, log_p, torch.zeros(1, 3, 2), depths, shape.depth)
+    found = all_nodes.verdicts(k_seq, Sampling.at(), tree, log_p, torch.zeros(1, 6), depths, shape.depth, 2)
     assert found.below.tolist() == [[2, 0, 0]]
     torch.testing.assert_close(found.residual[:, 1:], log_p[:, 1:3].exp())

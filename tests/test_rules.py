@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from rsdbench.backends.repeat import stop_early
 from rsdbench.certificate.enumeration import (
     BOUNDS,
     SIZES,
@@ -15,24 +16,33 @@ from rsdbench.certificate.enumeration import (
     proposals,
     rules_alone,
 )
-from rsdbench.methods import METHODS
+from rsdbench.certificate.mutants import ParentsFirst, StopsTooLittle, last_from_p
+from rsdbench.certificate.whole_trees import BOUND, deviation, trees_alone
+from rsdbench.decoding.tree import ancestors_of
+from rsdbench.methods import METHODS, get_shape
 from rsdbench.sampling.gumbel import top_k
-from rsdbench.verification import Verdict
+from rsdbench.verification import Distributions, TreeView, Verdict
+from rsdbench.verification.bottom_up import bottom_up
 from rsdbench.verification.k_seq import at_least_one, k_seq, optimal_rho
+from rsdbench.verification.lift import lift
 from rsdbench.verification.recursive_rejection import recursive_rejection
 
 from .conftest import gumbel_noise
 
+pytestmark = pytest.mark.unit
 TOLERANCE = 1e-12
+NODE_RULES = [name for name, method in METHODS.items() if not method.whole_tree]
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NODE_RULES)
 def test_output_law_is_p(method, dtype):
     """Other random laws than the certificate's."""
     evidence = next(x for x in rules_alone([method], seed=7) if x.dtype == dtype)
     findings = evidence.conclude([part() for part in evidence.parts()])
-    most = {"ar": 0, "sd": 1}.get(method, 4 if dtype == torch.float64 else 7)
+    table = METHODS[method].structures.values()
+    fanout = max((get_shape(method, s).fanout for own in table for s in own), default=0)
+    most = min(fanout, 4 if dtype == torch.float64 else 7)
     assert [f.setting.rpartition(" ")[2] for f in findings] == [str(k) for k in range(min(most, 1), most + 1)]
     for finding in findings:
         assert finding.statistic <= finding.bound == BOUNDS[dtype]
@@ -42,7 +52,7 @@ def test_output_law_is_p(method, dtype):
 def test_methods_with_the_same_rule_and_kind_of_drafts_share_the_work():
     both = [x.methods for x in rules_alone(list(METHODS), 0)]
     assert both.count(("rsd_c", "rsd_s")) == 2
-    assert sorted(m for methods in both for m in methods) == sorted([*METHODS] * 2)
+    assert sorted(m for methods in both for m in methods) == sorted([*NODE_RULES] * 2)
 
 
 @pytest.mark.parametrize("replacement", [False, True])
@@ -214,3 +224,65 @@ def test_second_siblings_of_a_nearly_certain_token():
     law = torch.zeros(4).index_add_(0, drafts[:, 1], verdict.accept[:, 1]) / n
     law += ((1 - verdict.accept[:, 1:]) * verdict.residual).mean(0)
     torch.testing.assert_close(law, p, rtol=0, atol=0.02)  # 5 standard deviations
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.whole_tree])
+def test_the_joint_law_of_a_block_is_the_targets(method):
+    (evidence,) = trees_alone([method], seed=3)
+    findings = evidence.conclude([part() for part in evidence.parts()])
+    assert findings
+    assert max(f.statistic for f in findings) <= BOUND
+
+
+SMALL = [("sd", "2"), ("sd", "3"), ("rsd_c", "2-1"), ("rsd_c", "1-2"), ("rsd_c", "2-2")]
+
+
+@pytest.mark.parametrize("rule", [bottom_up, lift(recursive_rejection)], ids=["bottom up", "walk"])
+@pytest.mark.parametrize(("method", "structure"), SMALL)
+def test_small_trees_are_verified_exactly(rule, method, structure):
+    for size, seed in itertools.product((2, 3), range(3)):
+        assert deviation(rule, get_shape(method, structure), size, False, seed) <= BOUND
+
+
+@pytest.mark.parametrize("rule", [StopsTooLittle(), ParentsFirst(), partial(last_from_p, bottom_up)])
+@pytest.mark.parametrize(("method", "structure"), SMALL)
+def test_the_enumeration_finds_wrong_tree_rules(rule, method, structure):
+    assert max(deviation(rule, get_shape(method, structure), 3, False, seed) for seed in range(3)) > 1e-4
+
+
+class Reordered:
+    """Siblings by token, not in the order in which they were drawn."""
+
+    def __call__(self, tree, uniforms, repeat):
+        order = (tree.parents * 10 + tree.tokens).argsort(dim=1, stable=True)
+        tokens, valid = tree.tokens.gather(1, order), tree.valid.gather(1, order)
+        found = bottom_up(tree._replace(tokens=tokens, valid=valid), uniforms, repeat)
+        row = torch.nn.functional.pad(order + 1, (1, 0)).gather(1, found.rows)
+        return found._replace(rows=row)
+
+
+def test_the_enumeration_finds_siblings_out_of_order():
+    assert deviation(Reordered(), get_shape("rsd_c", "3"), 4, False, 0) > 1e-3
+
+
+def test_a_number_that_depends_on_other_uniforms_is_no_rule():
+    def sloppy(tree, uniforms, repeat):
+        return bottom_up(tree, uniforms * (uniforms.flip(1) + 1) / 2, repeat)
+
+    assert deviation(sloppy, get_shape("sd", "2"), 3, False, 0) == float("inf")
+
+
+def test_one_level_of_bottom_up_is_recursive_rejection():
+    shape = get_shape("rsd_c", "3")
+    p, q = torch.rand(2, 50, 6, dtype=torch.float64).softmax(-1)
+    tokens = torch.stack([torch.randperm(6)[:3] for _ in range(50)])
+    levels, root = torch.tensor(shape.levels), torch.zeros(50, 3, dtype=torch.long)
+    view = TreeView(
+        tokens, root, torch.ones(50, 3).bool(), ancestors_of(shape.parents).expand(50, -1, -1), levels, 3,
+        Distributions(p.log().unsqueeze(1).expand(-1, 4, -1), lambda x: x),
+        Distributions(q.log().unsqueeze(1), lambda x: x),
+    )  # fmt: skip
+    uniforms = torch.rand(50, 3, dtype=torch.float64)
+    ours, theirs = (rule(view, uniforms, stop_early) for rule in (bottom_up, lift(recursive_rejection)))
+    assert torch.equal(ours.rows, theirs.rows)
+    torch.testing.assert_close(ours.last, theirs.last)

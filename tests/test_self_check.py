@@ -7,8 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import rsdbench
-from rsdbench.backends import self_check
+from rsdbench.backends import eager, self_check
 from rsdbench.backends.self_check import check_model, smallest_window
+from rsdbench.decoding.forward import FULL
 
 from . import commands
 from .conftest import resembling, tiny_llama, tiny_opt
@@ -35,8 +36,6 @@ MPT = {
 }
 GOOD = {"gpt2": GPT2, "qwen3": BASE, "gpt_neox": BASE | {"rotary_pct": 1.0}, "mistral": BASE | {"sliding_window": None}}
 WRONG = {
-    "mistral": BASE | {"sliding_window": WINDOW},
-    "gemma2": BASE | {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
     "gpt_neo": NEO,  # weighs by column, whatever its window
     "mpt": MPT,  # biases by column
     "mamba": BASE | {"state_size": 8, "conv_kernel": 4, "expand": 2},  # a state that cannot be rolled back
@@ -71,7 +70,7 @@ def test_what_would_be_decoded_wrongly_is_refused_in_a_line(family, dtype):
 
 def test_the_drafter_is_checked_too():
     with pytest.raises(rsdbench.UsageError, match="model 'drafter' would be decoded wrongly"):
-        rsdbench.load_pair(tiny_opt(1), model_of("mistral", WRONG["mistral"]), device="cpu")
+        rsdbench.load_pair(tiny_opt(1), model_of("gpt_neo", NEO), device="cpu")
 
 
 @pytest.mark.parametrize("make", [tiny_opt, tiny_llama])
@@ -99,8 +98,9 @@ def test_a_window_that_no_text_fills_does_no_harm_and_longer_texts_are_refused()
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("beyond", [1, 3])
-def test_texts_that_hardly_outgrow_their_window_are_not_let_through(beyond, dtype):
+def test_texts_that_hardly_outgrow_their_window_are_not_let_through(beyond, dtype, monkeypatch):
     """One masked token in a window is covered by rounding: the check takes a text that cannot be overlooked."""
+    monkeypatch.setattr(eager, "windows_of", lambda config: {"full_attention": FULL})
     wide = model_of("mistral", BASE | {"sliding_window": 32, "max_position_embeddings": 256}, dtype)
     with pytest.raises(rsdbench.UsageError, match="would be decoded wrongly"):
         check_model(wide, "wide", max_length=32 + beyond)
@@ -110,14 +110,19 @@ def test_texts_that_hardly_outgrow_their_window_are_not_let_through(beyond, dtyp
 
 
 def test_it_can_be_skipped():
-    target = model_of("mistral", WRONG["mistral"])
+    target = model_of("gpt_neo", NEO)
     assert not rsdbench.load_pair(target, target, device="cpu", check=False).checked
     assert rsdbench.load_pair(tiny_opt(1), tiny_opt(2), device="cpu").checked
 
 
 def test_windows_are_read_from_the_configuration():
     unused = BASE | {"max_window_layers": 2, "use_sliding_window": False}
-    sizes = {"mistral": (WRONG["mistral"], WINDOW), "qwen2": (unused, 0), "gpt_neo": (NEO, 256), "gpt2": (GPT2, 0)}
+    sizes = {
+        "mistral": (BASE | {"sliding_window": WINDOW}, WINDOW),
+        "qwen2": (unused, 0),
+        "gpt_neo": (NEO, 256),
+        "gpt2": (GPT2, 0),
+    }
     assert {f: smallest_window(AutoConfig.for_model(f, **own)) for f, (own, _) in sizes.items()} == {
         family: size for family, (_, size) in sizes.items()
     }
@@ -129,7 +134,7 @@ def test_a_run_refuses_the_pair_and_records_say_what_was_skipped(tmp_path):
     from rsdbench.models.checkpoints import MODELS
     from rsdbench.results.collect import collect
 
-    model = model_of("mistral", BASE | {"vocab_size": 1024, "sliding_window": WINDOW, "max_position_embeddings": 512})
+    model = model_of("gpt_neo", NEO | {"vocab_size": 1024, "max_position_embeddings": 512})
     for name in ("target", "drafter"):
         model.save_pretrained(tmp_path / name)
         AutoTokenizer.from_pretrained(MODELS / "opt-25k").save_pretrained(tmp_path / name)
@@ -138,7 +143,7 @@ def test_a_run_refuses_the_pair_and_records_say_what_was_skipped(tmp_path):
         "compile=false", f"results={tmp_path}/out",
     ]  # fmt: skip
     _, err = commands.rsdbench(*run, code=2)
-    assert "would be decoded wrongly: its family (mistral), with windows of 8 positions" in err
+    assert "would be decoded wrongly: its family (gpt_neo), with windows of 256 positions" in err
     commands.rsdbench(*run, "check=false")
     origins = collect(tmp_path / "out").origins
     assert {origin["self_check"] for origin in origins} == {"skipped"}

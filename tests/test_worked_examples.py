@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+from rsdbench.backends.eager import rows_by_level
+from rsdbench.backends.repeat import stop_early
 from rsdbench.decoding.strategies import Branching, Frontier, Sequences, StochasticBeam
-from rsdbench.decoding.tree import DraftTree
-from rsdbench.decoding.verify import descend, finish, start
+from rsdbench.decoding.tree import DraftTree, ancestors_of
+from rsdbench.decoding.verify import finish, view
 from rsdbench.methods import get_shape
 from rsdbench.sampling.distributions import Sampling
+from rsdbench.verification.bottom_up import bottom_up
 from rsdbench.verification.k_seq import k_seq, optimal_rho
+from rsdbench.verification.lift import lift
 from rsdbench.verification.recursive_rejection import recursive_rejection
 
 pytestmark = pytest.mark.unit
@@ -101,25 +105,30 @@ def example_tree():
     log_q = torch.tensor([[0.3, 0.6, 0.1]]).log().expand(1, 3, 3)
     tokens = torch.tensor([[C, C, B, A, C, B]])  # the token before the root, the root, the nodes
     valid = torch.ones(1, 4).bool()
-    return shape, DraftTree(tokens, None, torch.tensor([shape.parents]), valid, log_q)
+    ancestors = torch.nn.functional.pad(ancestors_of(shape.parents), (0, 0, 1, 0)).unsqueeze(0)
+    return shape, DraftTree(tokens, ancestors, torch.tensor([shape.parents]), valid, log_q)
+
+
+def verify(rule, uniforms):
+    """The example with p = (.5, .3, .2) everywhere and uniforms of the four nodes; the last token's distribution."""
+    shape, tree = example_tree()
+    log_p = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(1, 5, 3)
+    seen = view(Sampling.at(), tree, log_p, rows_by_level(shape), shape.fanout)
+    outcome = rule(seen, torch.tensor([uniforms]), stop_early)
+    return tree, finish(tree, outcome, torch.full((1, 2, 2), 0.5)), outcome.last
 
 
 @pytest.mark.parametrize(
     ("uniforms", "accepted", "rows"),
     [
-        ([[0.4, 0.9], [0.1, 0.0]], 2, [0, 1, 3]),  # .4 < 1/2: b; c is accepted with .2 / .1, that is for certain
-        ([[0.6, 0.8], [0.4, 0.0]], 2, [0, 2, 4]),  # .6 rejects b, .8 < 8/9 accepts a; below it .4 < .3 / .6: b
-        ([[0.6, 0.8], [0.6, 0.0]], 1, [0, 2, 0]),  # b below a is rejected
-        ([[0.6, 0.9], [0.0, 0.0]], 0, [0, 0, 0]),  # both children of the root are
+        ([0.4, 0.9, 0.1, 0.0], 2, [0, 1, 3]),  # .4 < 1/2: b; c is accepted with .2 / .1, that is for certain
+        ([0.6, 0.8, 0.0, 0.4], 2, [0, 2, 4]),  # .6 rejects b, .8 < 8/9 accepts a; below it .4 < .3 / .6: b
+        ([0.6, 0.8, 0.0, 0.6], 1, [0, 2, 0]),  # b below a is rejected
+        ([0.6, 0.9, 0.0, 0.0], 0, [0, 0, 0]),  # both children of the root are
     ],
 )
 def test_the_walk_down_a_tree(uniforms, accepted, rows):
-    shape, tree = example_tree()
-    sampling, log_p = Sampling.at(), torch.tensor([[0.5, 0.3, 0.2]]).log().expand(1, 5, 3)
-    path = start(tree, log_p, shape.depth)
-    for chances in torch.tensor([uniforms]).unbind(1):
-        path = descend(recursive_rejection, sampling, tree, log_p, chances, path)
-    found = finish(sampling, tree, log_p, torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]), path)
+    tree, found, _ = verify(lift(recursive_rejection), uniforms)
     assert found.accepted.tolist() == [accepted]
     assert found.rows.tolist() == [rows]
     drafts = [int(tree.tokens[0, 1 + r]) for r in rows[1 : 1 + accepted]]
@@ -128,3 +137,39 @@ def test_the_walk_down_a_tree(uniforms, accepted, rows):
         assert int(found.report[0, 1]) == C, "all that is left of p"
     line = [C, *found.report[0, 1 : 2 + accepted].tolist()]
     assert found.last_two.tolist() == [line[-2:]]
+
+
+@pytest.mark.parametrize(
+    ("uniforms", "rows", "last"),
+    [
+        # b has scale .3 / .6 = 1/2, and c below it min(1, 1/2 * .2 / .1) = 1: the deepest path comes first, for certain
+        ([0.9, 0.9, 0.99, 0.9], [0, 1, 3], (0.5, 0.3, 0.2)),
+    ],
+)
+def test_bottom_up_takes_the_deepest_path(uniforms, rows, last):
+    _, found, law = verify(bottom_up, uniforms)
+    assert found.rows.tolist() == [rows]
+    torch.testing.assert_close(law, torch.tensor([last]))
+
+
+def test_bottom_up_on_a_chain():
+    """p = (.5, .3, .2) and q = (.3, .6, .1) everywhere, drafts b, b: block verification."""
+    shape = get_shape("sd", "2")
+    tree = DraftTree(
+        torch.tensor([[C, C, B, B]]), torch.nn.functional.pad(ancestors_of((-1, 0)), (0, 0, 1, 0)).unsqueeze(0),
+        torch.tensor([[-1, 0]]), torch.ones(1, 2).bool(), torch.tensor([[0.3, 0.6, 0.1]]).log().expand(1, 2, 3),
+    )  # fmt: skip
+    log_p = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(1, 3, 3)
+    seen = view(Sampling.at(), tree, log_p, rows_by_level(shape), 1)
+
+    def decide(*uniforms):
+        found = bottom_up(seen, torch.tensor([uniforms]), stop_early)
+        return found.rows.tolist()[0], found.last
+
+    # scales: 1/2 of the first b, 1/2 * 1/2 of the second. Below the first, relu(p / 2 - q) = 0 is left of p: it never
+    # stops there. At the root relu(p - q) = (.2, 0, .1)
+    assert decide(0.24, 0.9)[0] == [0, 0, 0], "the second uniform is the second node's"
+    assert decide(0.9, 0.24)[0] == [0, 1, 2]
+    rows, last = decide(0.0, 0.26)
+    assert rows == [0, 0, 0]
+    torch.testing.assert_close(last, torch.tensor([[2 / 3, 0, 1 / 3]]))

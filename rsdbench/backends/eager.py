@@ -12,15 +12,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rsdbench.backends.clock import Clock
+from rsdbench.backends.proposer import Proposer
+from rsdbench.backends.repeat import run_to_the_end, stop_early
 from rsdbench.decoding.backend import Job
+from rsdbench.decoding.drafter import is_model
 from rsdbench.decoding.forward import Rows, attention_bias, forward, prompt_rows
 from rsdbench.decoding.grow import Growth, fill_level, grow
 from rsdbench.decoding.kv_cache import KVStorage, Layout, SlotCache, commit
 from rsdbench.decoding.randomness import Numbers, Randomness
 from rsdbench.decoding.shapes import TreeShape
 from rsdbench.decoding.tree import DraftTree, Memory, new_tree
-from rsdbench.decoding.verify import Path, Verified, descend, finish, start, uniform_slots
-from rsdbench.models.layouts import layouts_of
+from rsdbench.decoding.verify import Verified, finish, view
+from rsdbench.models.layouts import layouts_of, masks, width_of, windows_of
 from rsdbench.models.placement import head_device
 from rsdbench.models.prefixes import Prefixes
 from rsdbench.sampling.distributions import Sampling, wide
@@ -30,14 +33,19 @@ PIECE = 2**20  # numbers; what is larger is tempered piece by piece in its own m
 
 
 class CachedLM:
-    """A causal LM with the KV cache of one batch. previous: whether it is given the token before the root anew."""
+    """A causal LM with the KV cache of one batch. previous: whether it is given the token before the root anew.
+
+    vocabulary: as in `forward`.
+    """
 
     def __init__(
         self, model: Any, layouts: Sequence[Layout], shape: TreeShape, batch: int, positions: int, previous: bool,
         zeros: Callable[..., Tensor] = torch.zeros, guard: Callable[[], AbstractContextManager] = nullcontext,
+        vocabulary: int | None = None,
     ) -> None:  # fmt: skip
         """zeros: gives memory of a shape, dtype and device; guard: what holds while the model computes."""
-        self.model, self.previous, self.guard = model, previous, guard
+        self.model, self.previous, self.guard, self.vocabulary = model, previous, guard, vocabulary
+        self.windows = windows_of(model.config)
         self.storage = KVStorage(layouts, batch, shape.budget, positions, zeros)
         self.use(batch)
 
@@ -47,10 +55,10 @@ class CachedLM:
 
     def logits(self, rows: Rows, keep: int = 0, bias: Callable[..., Tensor] = attention_bias) -> Tensor:
         """Forward rows: logits [B, R, V], or those of the last `keep` rows."""
-        mask = bias(rows, self.previous, self.model.dtype)
-        self.cache.window(rows.slots, mask.shape[-1])
+        mask = masks(self.windows, bias, rows, self.previous, self.model.dtype)
+        self.cache.window(rows.slots, width_of(mask))
         with self.guard():
-            return forward(self.model, rows, mask, self.cache, keep)
+            return forward(self.model, rows, mask, self.cache, keep, self.vocabulary)
 
 
 class EagerEngine:
@@ -60,7 +68,9 @@ class EagerEngine:
 
     def __init__(self, target: Any, drafter: Any) -> None:
         self.target, self.drafter, self.prefixes = target, drafter, Prefixes()
-        self.layouts = {model: layouts_of(model, head_device(model)) for model in (target, drafter)}
+        self.models = [target, drafter] if is_model(drafter) else [target]
+        self.vocabulary = target.config.get_text_config().vocab_size
+        self.layouts = {model: layouts_of(model, head_device(model)) for model in self.models}
 
     def backend(self, job: Job) -> EagerBackend:
         """A backend for a batch."""
@@ -71,6 +81,7 @@ class EagerBackend:
     """See `Backend`."""
 
     name = EagerEngine.name
+    fallbacks: tuple[str, ...] = ()
 
     def __init__(self, job: Job, engine: EagerEngine) -> None:
         self.job, self.engine = job, engine
@@ -79,23 +90,25 @@ class EagerBackend:
         self.empty = self.memory(engine)
         self.lengths = [len(prompt) - 1 for prompt in job.prompts]  # the host's copy of `length`
         last_two = torch.tensor([(p[-2] if len(p) > 1 else 0, p[-1]) for p in job.prompts], device=self.device)
-        vocabulary = engine.target.config.get_text_config().vocab_size
+        vocabulary = engine.vocabulary
         self.buffers = new_tree(shape, last_two, vocabulary, self.empty)  # of all sequences
         self.all_lengths = self.empty("length", (batch,), torch.long)
         self.all_lengths.copy_(torch.tensor(self.lengths))
         self.target = self.cached(engine.target, False)
-        self.drafter = self.cached(engine.drafter, True) if shape.depth else None
+        own = shape.depth > 0 and not is_model(engine.drafter)
+        self.proposer = Proposer(engine.drafter, job, vocabulary) if own else None
+        self.drafter = self.cached(engine.drafter, True) if shape.depth and not own else None
         self.models = [m for m in (self.target, self.drafter) if m is not None]
         levels = zip((1, *shape.widths), shape.widths, strict=False)
-        noise = [job.strategy.noise_rows(above, width) for above, width in levels]
+        noise = [job.strategy.noise_rows(above, width) for above, width in levels if not own]
         self.random = Randomness(
-            job.seed, noise, group_size(vocabulary), uniform_slots(shape.fanout),
-            self.device, self.empty,
+            job.seed, noise, group_size(vocabulary), shape.budget, self.device, self.empty,
         )  # fmt: skip
         self.place = torch.arange(job.positions, device=self.device)
         self.levels = level_tables(shape, self.device)
         self.rows = torch.arange(1 + shape.budget, device=self.device)  # of the tree
         self.depths = torch.tensor(shape.depths[1:], device=self.device)
+        self.expanded = rows_by_level(shape).to(self.device)
         self.use(batch)
 
     def memory(self, engine: EagerEngine) -> Memory:
@@ -106,7 +119,10 @@ class EagerBackend:
     def cached(self, model: Any, previous: bool) -> CachedLM:
         """A model with the KV cache of this batch."""
         job, layouts, guard = self.job, self.engine.layouts[model], partial(few_kernels, self.device)
-        return CachedLM(model, layouts, job.shape, len(job.prompts), job.positions, previous, guard=guard)
+        return CachedLM(
+            model, layouts, job.shape, len(job.prompts), job.positions, previous, guard=guard,
+            vocabulary=self.engine.vocabulary,
+        )  # fmt: skip
 
     def use(self, batch: int) -> None:
         """Point at the first so many rows of all buffers."""
@@ -151,6 +167,9 @@ class EagerBackend:
 
     def draft(self, numbers: Numbers) -> DraftTree:
         """See `Backend`."""
+        if self.proposer:
+            self.proposer.fill(self.tree, self.lengths)
+            return self.tree
         frontier = self.root
         for (slots, nodes, depth), noise in zip(self.levels, numbers.drafts, strict=True):
             growth = Growth(slots, nodes, depth, self.length, self.place[: self.positions_read()], noise, frontier)
@@ -173,16 +192,9 @@ class EagerBackend:
 
     def verify(self, tree: DraftTree, log_p: Tensor, numbers: Numbers) -> Verified:
         """See `Backend`."""
-        return finish(self.job.sampling, tree, log_p, numbers.last, self.walk(tree, log_p, numbers))
-
-    def walk(self, tree: DraftTree, log_p: Tensor, numbers: Numbers) -> Path:
-        """Descend until no sequence has a draft accepted, where looking is free, or to the end."""
-        job, path = self.job, start(tree, log_p, self.job.shape.depth)
-        for depth, fanout in enumerate(job.shape.fanouts):
-            path = descend(job.rule, job.sampling, tree, log_p, numbers.uniforms[:, depth, :fanout], path)
-            if self.device.type == "cpu" and not path.going.any():
-                break
-        return path
+        job, repeat = self.job, stop_early if self.device.type == "cpu" else run_to_the_end
+        seen = view(job.sampling, tree, log_p, self.expanded, job.shape.fanout)
+        return finish(tree, job.rule(seen, numbers.uniforms, repeat), numbers.last)
 
     def commit(self, verified: Verified) -> list[list[int]]:
         """See `Backend`."""
@@ -204,6 +216,8 @@ class EagerBackend:
     def count(self, report: list[list[int]]) -> list[list[int]]:
         """Move the host's lengths forward."""
         self.lengths = [length + line[0] + 1 for length, line in zip(self.lengths, report, strict=True)]
+        if self.proposer:
+            self.proposer.append(report)
         return report
 
     def keep(self, rows: list[int]) -> None:
@@ -219,6 +233,8 @@ class EagerBackend:
             for buffer in (self.all_lengths, self.buffers.tokens):
                 buffer[targets] = buffer[sources]
         self.lengths = [self.lengths[row] for row in rows]
+        if self.proposer:
+            self.proposer.keep(rows)
         self.use(len(rows))
 
 
@@ -263,6 +279,11 @@ def log_probs_in_place(sampling: Sampling, logits: Tensor) -> Tensor:
 def root_frontier(batch: int, device: torch.device) -> Tensor:
     """The root as the level above the first one, [3, B, 1]: valid, with log-probability and score 0."""
     return torch.tensor([1.0, 0.0, 0.0], device=device).view(3, 1, 1).expand(3, batch, 1).contiguous()
+
+
+def rows_by_level(shape: TreeShape) -> Tensor:
+    """`TreeShape.levels`, [L, W]."""
+    return torch.tensor(shape.levels, dtype=torch.long).view(shape.depth, max(1, *map(len, shape.levels), 0))
 
 
 def level_tables(shape: TreeShape, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -18,11 +18,14 @@ import torch
 from scipy.optimize import brentq
 from scipy.stats import chi2, ncx2
 
+from rsdbench.backends.aot.library import compiler_at_hand
 from rsdbench.certificate.enumeration import rules_alone
 from rsdbench.certificate.evidence import Done, Evidence
-from rsdbench.certificate.joint import SAMPLINGS, Greedy, JointLaw, Reproducible, structures
-from rsdbench.certificate.mutants import mutants
+from rsdbench.certificate.joint import SAMPLINGS, Greedy, JointLaw, Reproducible, SameTokens, structures
+from rsdbench.certificate.mutants import T1, mutants
+from rsdbench.certificate.on_backends import OTHERS, TRACED, is_alone
 from rsdbench.certificate.shipped import shipped_rows
+from rsdbench.certificate.whole_trees import trees_alone
 from rsdbench.errors import UsageError
 from rsdbench.methods import METHODS, get_method
 from rsdbench.pair import quiet_libraries
@@ -31,6 +34,7 @@ ALPHA = 1e-3  # chance that a certificate of lossless methods fails; shared by a
 LEVELS = (1, 2, 3)
 SAMPLES, LEAST_SAMPLES = 200_000, 20_000
 POWER = 0.95
+ALONE_SAMPLES = 4_000  # of a backend that decodes one sequence at a time
 MUTANT_P = 1e-9  # a mutant must be less likely than this to be lossless
 MUTANT_SAMPLES = 12_000  # fewer than the methods have: what is rejected with these is rejected with more
 
@@ -54,9 +58,17 @@ def gather(methods: list[str], samples: int, seed: int, levels: Collection[int] 
         for method in methods
         for structure in structures(method)
     ]
+    others = [backend for backend in OTHERS if backend == TRACED or compiler_at_hand()]
+    elsewhere = [
+        evidence
+        for backend in others
+        for method in methods
+        for evidence in on_backend(backend, method, structures(method)[-1], samples, seed)
+    ]
     pairs = [(method, structure) for method in methods for structure in structures(method)]
     engine = [
         *joint,
+        *elsewhere,
         *(JointLaw(m.method, m.structure, m.sampling, MUTANT_SAMPLES, seed, m) for m in mutants(methods)),
         *(Greedy(*pair) for pair in pairs),
         *(Reproducible(*pair, seed) for pair in pairs),
@@ -65,8 +77,17 @@ def gather(methods: list[str], samples: int, seed: int, levels: Collection[int] 
     return [
         *(shipped_rows(methods, copies=copies, texts=texts, seed=seed) if 3 in levels else []),
         *(engine if 2 in levels else []),
-        *(rules_alone(methods, seed) if 1 in levels else []),
+        *([*rules_alone(methods, seed), *trees_alone(methods, seed)] if 1 in levels else []),
     ]
+
+
+def on_backend(backend: str, method: str, structure: str | None, samples: int, seed: int) -> list[Evidence]:
+    """What is checked of a backend other than the eager one, for the largest structure of a method."""
+    same = [SameTokens(method, structure, sampling, seed, backend) for sampling in SAMPLINGS]
+    if backend == TRACED:  # too slow for many samples: token by token it is the eager one
+        return same
+    count = samples // (10 if is_alone(backend) else 1)
+    return [*same, JointLaw(method, structure, T1, max(count, ALONE_SAMPLES), seed, backend=backend)]
 
 
 def run(evidence: list[Evidence]) -> Iterator[Done]:

@@ -213,7 +213,7 @@ class RuleAlone(Evidence):
 def rules_alone(methods: list[str], seed: int) -> list[RuleAlone]:
     """The rules of `methods` in both precisions; methods with the same rule and kind of drafts share the work."""
     served: dict[tuple[NodeRule, bool, int], list[str]] = {}
-    for name in methods:
+    for name in (name for name in methods if not METHODS[name].whole_tree):
         method = METHODS[name]
         table = method.structures
         most = max((f for own in table.values() for s in own for f in get_shape(name, s).fanouts), default=0)

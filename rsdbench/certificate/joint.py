@@ -15,43 +15,23 @@ from functools import lru_cache, partial
 import torch
 from scipy.special import chdtrc
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
 
 from rsdbench.api import generate
+from rsdbench.backends.choice import EAGER
 from rsdbench.certificate.evidence import Evidence, Finding
 from rsdbench.certificate.mutants import SHARP, T1, Mutant
+from rsdbench.certificate.on_backends import EAGER_ALONE, is_alone, pair_on
+from rsdbench.certificate.tiny import VOCABULARY, tiny_pair
 from rsdbench.methods import METHODS
-from rsdbench.pair import Pair
 from rsdbench.sampling.distributions import Sampling
 from rsdbench.seeds import seed_from
 
-VOCABULARY, LENGTH = 6, 3
+LENGTH = 3
 PROMPTS = ((2, 3, 4, 5, 1), (5, 0), (1, 1, 4), (3,))  # in turns in every batch, which they fill evenly
 BATCH, BATCHES_A_PART = 4000, 5
 LEAST_EXPECTED = 10  # rarer outcomes are pooled
 SAMPLINGS = (T1, SHARP)
 RAGGED, RAGGED_TOKENS = 32, 16  # prompts and new tokens where whole sequences are compared
-
-
-@lru_cache(maxsize=1)
-def tiny_pair() -> Pair:
-    """A random two-layer OPT and, as its drafter, its first layer: often right, often wrong, never the same law."""
-    target = tiny_model(layers=2)
-    drafter = tiny_model(layers=1)
-    drafter.load_state_dict(target.state_dict(), strict=False)
-    return Pair(target, drafter)
-
-
-def tiny_model(layers: int) -> OPTForCausalLM:
-    """A random OPT over `VOCABULARY` tokens; its weights do not depend on the global generator."""
-    config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=8, word_embed_proj_dim=8, num_hidden_layers=layers, num_attention_heads=1,
-        ffn_dim=8, max_position_embeddings=64, dropout=0.0, init_std=0.7, pad_token_id=1, bos_token_id=2,
-        eos_token_id=2,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return OPTForCausalLM(config).eval()
 
 
 def continuations() -> Tensor:
@@ -75,18 +55,38 @@ def count_with(mutant: Mutant, batches: range, seed: int) -> Tensor:
         return count(mutant.method, mutant.structure, mutant.sampling, batches, seed)
 
 
-def count(method: str, structure: str | None, sampling: Sampling, batches: range, seed: int) -> Tensor:
-    """How often each continuation came, [prompts, V^LENGTH], in batches of `BATCH`; each has a seed of its own."""
+def count(
+    method: str, structure: str | None, sampling: Sampling, batches: range, seed: int, backend: str = EAGER
+) -> Tensor:  # fmt: skip
+    """How often each continuation came, [prompts, V^LENGTH], in batches of `BATCH`; each has a seed of its own.
+
+    backend: of `on_backends`; where it decodes one sequence at a time, each of a batch has a seed of its own.
+    """
     total = torch.zeros(len(PROMPTS), VOCABULARY**LENGTH, dtype=torch.long)
     prompts = [list(p) for p in PROMPTS] * (BATCH // len(PROMPTS))
     place = VOCABULARY ** torch.arange(LENGTH - 1, -1, -1)
     for batch in batches:
-        own = seed_from(f"{seed} {method} {structure} {sampling} {batch}")
-        out = generate(tiny_pair(), prompts, method, structure, LENGTH, sampling.temperature, sampling.top_p, seed=own)
-        outcome = (torch.tensor(out.tokens) * place).sum(1)
+        own = f"{seed} {method} {structure} {sampling} {batch}"
+        outcome = (torch.tensor(decoded(method, structure, prompts, LENGTH, sampling, own, backend)) * place).sum(1)
         for i in range(len(PROMPTS)):
             total[i] += torch.bincount(outcome[i :: len(PROMPTS)], minlength=total.shape[1])
     return total
+
+
+def decoded(
+    method: str, structure: str | None, prompts: list[list[int]], length: int, sampling: Sampling, seed: str,
+    backend: str,
+) -> list[list[int]]:  # fmt: skip
+    """New tokens of prompts, decoded as a batch, or one at a time where the backend does."""
+    parts = [[prompt] for prompt in prompts] if is_alone(backend) else [prompts]
+    found = (
+        generate(
+            pair_on(backend), part, method, structure, length, sampling.temperature, sampling.top_p,
+            seed=seed_from(seed if len(parts) == 1 else f"{seed} {i}"),
+        )
+        for i, part in enumerate(parts)
+    )  # fmt: skip
+    return [tokens for out in found for tokens in out.tokens]
 
 
 def chi_square(observed: Tensor, sampling: Sampling) -> tuple[float, int, float]:
@@ -141,6 +141,7 @@ class JointLaw(Evidence):
     samples: int
     seed: int
     mutant: Mutant | None = None
+    backend: str = EAGER
 
     def parts(self) -> list[Callable[[], Tensor]]:
         """A few batches each."""
@@ -149,10 +150,16 @@ class JointLaw(Evidence):
         for start in range(0, number, BATCHES_A_PART):
             batches = range(start, min(start + BATCHES_A_PART, number))
             if self.mutant is None:
-                parts.append(partial(count, self.method, self.structure, self.sampling, batches, self.seed))
+                own = self.method, self.structure, self.sampling, batches, self.seed, self.backend
+                parts.append(partial(count, *own))
             else:
                 parts.append(partial(count_with, self.mutant, batches, self.seed))
         return parts
+
+    @property
+    def setting(self) -> str:
+        """Sampling, and the backend if it is another than the eager one."""
+        return sampling_text(self.sampling) + (f", {self.backend}" if self.backend != EAGER else "")
 
     def conclude(self, results: list[Tensor]) -> list[Finding]:
         """Chi-square of all counts."""
@@ -160,7 +167,7 @@ class JointLaw(Evidence):
         statistic, freedom, p_value = chi_square(observed, self.sampling)
         check = self.mutant.description if self.mutant else "joint law of three tokens"
         return [
-            Finding(2, check, self.method, self.structure or "-", sampling_text(self.sampling), int(observed.sum()),
+            Finding(2, check, self.method, self.structure or "-", self.setting, int(observed.sum()),
                     statistic, freedom=freedom, p_value=p_value, mutant=self.mutant is not None)
         ]  # fmt: skip
 
@@ -232,3 +239,32 @@ class Reproducible(Evidence):
         differing = sum(a != b for a, b in zip(once, again, strict=True)) if once != other else len(once)
         check = "prompts that differ at the same seed"
         return [Finding(2, check, self.method, self.structure or "-", "T = 1", len(once), differing, bound=0.0)]
+
+
+@dataclass(frozen=True)
+class SameTokens(Evidence):
+    """Level 2 of another backend: the same random numbers give the eager backend's tokens."""
+
+    method: str
+    structure: str | None
+    sampling: Sampling
+    seed: int
+    backend: str
+
+    def parts(self) -> list[Callable[[], list[list[int]]]]:
+        """The eager backend's tokens, and the other's."""
+        alone = self.backend if is_alone(self.backend) else EAGER  # the same batches have the same random numbers
+        eager = EAGER_ALONE if is_alone(alone) else EAGER
+        prompts = ragged_prompts(RAGGED)
+        own = self.method, self.structure, prompts, RAGGED_TOKENS, self.sampling, f"{self.seed} same tokens"
+        return [partial(decoded, *own, backend) for backend in (eager, self.backend)]
+
+    def conclude(self, results: list[list[list[int]]]) -> list[Finding]:
+        """Prompts that differ: one may, where a draw falls within a rounding error."""
+        theirs, ours = results
+        differing = sum(a != b for a, b in zip(ours, theirs, strict=True))
+        check = f"prompts that differ from the eager backend's, {self.backend}"
+        return [
+            Finding(2, check, self.method, self.structure or "-", sampling_text(self.sampling), len(ours), differing,
+                    bound=1.0)
+        ]  # fmt: skip

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -20,14 +19,16 @@ import torch
 from torch import Tensor
 
 from rsdbench.backends.eager import CachedLM, EagerBackend, EagerEngine
-from rsdbench.decoding.forward import Rows, attention_bias
+from rsdbench.backends.repeat import stop_early
+from rsdbench.decoding.forward import Rows, Window, attention_bias
 from rsdbench.decoding.randomness import Numbers
 from rsdbench.decoding.strategies import Frontier, Level
 from rsdbench.decoding.tree import DraftTree
-from rsdbench.decoding.verify import Verified, finish
+from rsdbench.decoding.verify import Verified, finish, view
 from rsdbench.methods import METHODS, get_shape, load
 from rsdbench.sampling.distributions import Sampling
-from rsdbench.verification import NodeRule, Verdict
+from rsdbench.verification import Distributions, NodeRule, Outcome, Repeat, TreeRule, TreeView, Verdict
+from rsdbench.verification.bottom_up import BottomUp
 from rsdbench.verification.k_seq import k_seq
 
 T1, SHARP = Sampling.at(), Sampling.at(0.3, 0.9)
@@ -65,7 +66,7 @@ def with_order(method: str, key: Callable[[Level, Tensor], Tensor]) -> Iterator[
 
 
 @contextmanager
-def with_rule(method: str, rule: NodeRule) -> Iterator[None]:
+def with_rule(method: str, rule: NodeRule | TreeRule) -> Iterator[None]:
     """`method` verifies with another rule."""
     with patch.dict(METHODS, {method: replace(METHODS[method], rule=rule)}):
         yield
@@ -92,7 +93,7 @@ class StaleNoise(EagerBackend):
 
 
 @contextmanager
-def with_broken_rule(method: str, broken: Callable[..., Verdict]) -> Iterator[None]:
+def with_broken_rule(method: str, broken: Callable[..., Verdict | Outcome]) -> Iterator[None]:
     """`method` verifies with `broken`, which is given its own rule first."""
     with with_rule(method, partial(broken, load(METHODS[method].rule))):
         yield
@@ -120,6 +121,35 @@ def not_renormalised(rule: NodeRule, p: Tensor, q: Tensor, drafts: Tensor, prese
     return Verdict(torch.cat(accept, 1), residual)
 
 
+def sharper_q_of_trees(rule: TreeRule, tree: TreeView, uniforms: Tensor, repeat: Repeat) -> Outcome:
+    """As `sharper_q`, for a rule that sees whole trees."""
+    squared = Distributions((2 * tree.q.log).log_softmax(-1), tree.q.truncate)
+    return rule(tree._replace(q=squared), uniforms, repeat)
+
+
+def last_from_p(rule: TreeRule, tree: TreeView, uniforms: Tensor, repeat: Repeat) -> Outcome:
+    """As `residual_is_p`, for a rule that sees whole trees."""
+    rows = rule(tree, uniforms, repeat).rows
+    return Outcome(rows, tree.p.at(rows.gather(1, (rows > 0).sum(1, keepdim=True)).squeeze(1)))
+
+
+class StopsTooLittle(BottomUp):
+    """Bottom-up verification in which a row stops with the mass itself."""
+
+    def left(self, scale: Tensor, mass: Tensor) -> Tensor:
+        """Not s / (s + 1 - a)."""
+        return mass
+
+
+class ParentsFirst(BottomUp):
+    """Bottom-up verification that begins at the root's children."""
+
+    def accepted_path(self, tree: TreeView, stops: Tensor) -> Tensor:
+        """Rows below others that stop are not looked at."""
+        above = tree.ancestors[:, 1:, 1:] & ~torch.eye(stops.shape[1], dtype=torch.bool)
+        return super().accepted_path(tree, stops & ~(above & stops.unsqueeze(1)).any(2))
+
+
 def initial_number(p: Tensor, q: Tensor, drafts: Tensor, present: Tensor) -> Verdict:
     """K-SEQ whose rho and residual count the sequences that were drafted, not those that survive at this level."""
     everyone = k_seq(p, q, drafts, torch.ones_like(present))
@@ -130,10 +160,15 @@ class UntemperedBonus(EagerBackend):
     """The token behind a wholly accepted path comes from the distribution at temperature 1 and top-p 1."""
 
     def verify(self, tree: DraftTree, log_p: Tensor, numbers: Numbers) -> Verified:
-        """The walk is honest, its end is not."""
-        temperature = self.job.sampling.temperature
-        untempered: Any = SimpleNamespace(truncate=lambda log_p: (log_p * temperature).log_softmax(-1))
-        return finish(untempered, tree, log_p, numbers.last, self.walk(tree, log_p, numbers))
+        """The path is honest, the token behind it is not."""
+        job = self.job
+        seen = view(job.sampling, tree, log_p, self.expanded, job.shape.fanout)
+        found = job.rule(seen, numbers.uniforms, stop_early)
+        end = found.rows[:, -1]
+        untempered = (log_p[torch.arange(len(end)), end] * job.sampling.temperature).softmax(-1)
+        return finish(
+            tree, Outcome(found.rows, torch.where(end.unsqueeze(1) > 0, untempered, found.last)), numbers.last
+        )
 
 
 class LeakyLM(CachedLM):
@@ -146,8 +181,8 @@ class LeakyLM(CachedLM):
         if self.leaks:
             prefix = torch.arange(len(rows.prefix) + 1)
 
-            def bias(rows: Rows, previous: bool, dtype: torch.dtype) -> Tensor:
-                return attention_bias(rows._replace(length=rows.length + 1, prefix=prefix), previous, dtype)
+            def bias(rows: Rows, previous: bool, dtype: torch.dtype, window: Window) -> Tensor:
+                return attention_bias(rows._replace(length=rows.length + 1, prefix=prefix), previous, dtype, window)
 
         return super().logits(rows, keep, bias)
 
@@ -190,6 +225,8 @@ OWN = (
            partial(with_backend, UntemperedBonus)),
     Mutant("K-SEQ with the initial K at every level", "spectr", "3x2", T1,
            partial(with_rule, "spectr", initial_number)),
+    Mutant("a row stops with the mass that is left", "sd_bv", "6", T1, partial(with_rule, "sd_bv", StopsTooLittle())),
+    Mutant("the shallowest row first", "sd_bv", "6", T1, partial(with_rule, "sd_bv", ParentsFirst())),
     Mutant("cache rows of a rejected branch left visible", "sd", "6", T1,
            partial(with_backend, RejectedRowsVisible)),
 )  # fmt: skip
@@ -212,8 +249,10 @@ def generic(method: str) -> list[Mutant]:
     smallest = own.structures[min(own.structures)]
     structure = max(smallest, key=lambda s: get_shape(method, s).fanout)
     broken = {"q at another temperature than the drafts'": sharper_q, "residual is p itself": residual_is_p}
+    if own.whole_tree:
+        broken = dict(zip(broken, (sharper_q_of_trees, last_from_p), strict=True))
     siblings = get_shape(method, structure).fanout > 1 and not own.independent
-    if siblings:
+    if siblings and not own.whole_tree:
         broken["residual not renormalised over removed siblings"] = not_renormalised
     made = [
         Mutant(text, method, structure, T1, partial(with_broken_rule, method, rule)) for text, rule in broken.items()

@@ -11,7 +11,7 @@ from rsdbench.cli.output import TABLES, check_format, command_parser, screen, wr
 from rsdbench.errors import UsageError
 from rsdbench.plotting.grid import metric_named
 from rsdbench.results.comparison import Best, bests
-from rsdbench.results.metrics import COMPARED
+from rsdbench.results.metrics import compared
 from rsdbench.results.results import Results
 
 SHOWN = 4  # rivals of each row
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
         "rsdbench best results/standin --budget 14 --metric token_rate",
     )  # fmt: skip
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
-    names = ", ".join(metric.name for metric in COMPARED)
+    names = ", ".join(metric.name for metric in compared())
     parser.add_argument("--metric", default="token_rate", help=f"{names} (%(default)s)")
     parser.add_argument("--budget", type=int, metavar="N", help="only structures of so many draft tokens (any)")
     parser.add_argument("--out", type=Path, help=f"a file, {', '.join(TABLES)}: a line a comparison")
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     if args.out is not None:
         check_format(args.out, TABLES)
     results = Results.load(args.results)
-    if args.metric not in (known := [metric.name for metric in COMPARED]):
+    if args.metric not in (known := [metric.name for metric in compared()]):
         raise UsageError(f"--metric must be one of {', '.join(known)}, not '{args.metric}'")
     found = bests(results, metric_named(args.metric), args.budget)
     if args.out is None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rsdbench.cli.output import command_parser, screen
 from rsdbench.cli.run import hydra_errors
-from rsdbench.runner.compose import row_configs, sweep
+from rsdbench.runner.compose import row_configs, sweep, with_config_dir
 from rsdbench.runner.doctor import ABSENT, MISSING, OK, PARTIAL, Finding, findings_of
 from rsdbench.runner.settings import check_settings
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     """
     parser = command_parser("doctor", "Is all here that an experiment needs?", "rsdbench doctor experiment=standin")
     parser.add_argument("overrides", nargs="*", help=f"as for `rsdbench run -m` (default: {DEFAULT})")
-    overrides = parser.parse_args(arguments).overrides
+    overrides = parser.parse_args(with_config_dir(arguments)).overrides
     if not any(override.startswith("experiment=") for override in overrides):
         overrides = [DEFAULT, *overrides]
     with hydra_errors():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rsdbench.cli.output import check_format, command_parser, output
 from rsdbench.errors import UsageError
-from rsdbench.results.points import METRICS, unsteady_line
+from rsdbench.results.metrics import metric_labels
+from rsdbench.results.points import unsteady_line
 from rsdbench.results.results import Results
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -31,7 +32,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("results", type=Path, help="a folder that `rsdbench run` filled, or what `merge` wrote")
     parser.add_argument("--out", type=Path, required=True, help="FILE.png, FILE.pdf or FILE.svg")
     parser.add_argument("--rows", nargs="+", default=[], metavar="PART", help="only rows whose label has one of these")
-    parser.add_argument("--columns", nargs="+", default=METRICS, metavar="METRIC", help="only these, in this order")
+    parser.add_argument(
+        "--columns", nargs="+", default=metric_labels(), metavar="METRIC", help="only these, in this order"
+    )
     parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="only these")
     parser.add_argument("--budgets", nargs="+", type=int, default=[], metavar="N", help="only these")
     parser.add_argument(
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--title", default="", help="above all charts")
     parser.add_argument("--band", choices=("none", "ci"), default="ci", help="95 %% intervals around the lines (ci)")
     parser.add_argument("--share-y", action="store_true", help="one y axis for each column of a drafter's rows")
-    parser.add_argument("--allow-mixed", action="store_true", help="also cells of several versions of the code")
+    parser.add_argument("--allow-mixed", action="store_true", help="also several versions of the code, or of backends")
     args = parser.parse_args(arguments)
     check_format(args.out, FORMATS)
     columns = tuple(map(metric_named, args.columns))

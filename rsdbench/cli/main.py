@@ -8,6 +8,7 @@ from importlib import import_module
 
 from rsdbench import __version__
 from rsdbench.errors import UsageError
+from rsdbench.plugins import load_plugins
 
 USAGE = """\
 usage: rsdbench COMMAND ...
@@ -26,13 +27,35 @@ usage: rsdbench COMMAND ...
 
 Example: rsdbench run experiment=smoke results=smoke && rsdbench table smoke
 
+plugins=[MODULE] for run, plan and doctor, and --plugin MODULE for the others, import a module or .py file of yours that
+registers methods, drafters, scores, metrics or backends.
 RESULTS is a folder that `run` filled; for all but run, plan and merge also a file that `merge` wrote.
 Exit codes: 0 success, 1 a cell failed, a method is not certified or something is missing, 2 bad input (one line says
 what is wrong and what would be right), 75 stopped by SIGTERM or SIGUSR1 (what is finished is kept, the same command
 goes on from there).
 """
 # each a module with a `main`
+WITH_OVERRIDES = ("run", "plan", "doctor")  # these take plugins=[...]
 COMMANDS = ("run", "plan", "doctor", "status", "merge", "figure", "table", "best", "claims", "certify")
+
+
+def without_plugins(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--plugin NAME`, and those names.
+
+    Raises:
+        UsageError: one lacks its name.
+    """
+    others, plugins, rest = [], [], iter(arguments)
+    for argument in rest:
+        flag, given, value = argument.partition("=")
+        if flag != "--plugin":
+            others.append(argument)
+            continue
+        name = value if given else next(rest, "")
+        if not name:
+            raise UsageError("--plugin needs a module or a .py file, such as --plugin my_module")
+        plugins.append(name)
+    return others, plugins
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +71,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise UsageError(f"unknown command '{command}': choose from {', '.join(COMMANDS)}")
-        import_module(f"rsdbench.cli.{command}").main(arguments[1:])
+        arguments = arguments[1:]
+        if command not in WITH_OVERRIDES:
+            arguments, plugins = without_plugins(arguments)
+            load_plugins(plugins)
+        import_module(f"rsdbench.cli.{command}").main(arguments)
     except UsageError as error:
         print(f"rsdbench: {error}", file=sys.stderr)
         sys.exit(2)

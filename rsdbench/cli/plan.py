@@ -17,6 +17,7 @@ from rsdbench.cli.output import command_parser, output, screen
 from rsdbench.cli.run import hydra_errors
 from rsdbench.results import records
 from rsdbench.runner.cells import Cell
+from rsdbench.runner.compose import with_config_dir
 from rsdbench.runner.estimate import Estimate, Range, assumptions, estimate
 from rsdbench.runner.footprint import Workload
 from rsdbench.runner.plan import PlannedRow, check_folder, manifest, prepare, sweep_rows
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--manifest", type=Path, help="freeze the sweep: write one line of JSON a row job")
     parser.add_argument("--json", type=Path, help="write the plan as JSON; - for standard output, without the table")
-    args = parser.parse_intermixed_args(arguments)
+    args = parser.parse_intermixed_args(with_config_dir(arguments))
     with hydra_errors():
         rows = sweep_rows(args.overrides, here=args.manifest is not None)
         check(rows)

@@ -23,7 +23,7 @@ from rsdbench.errors import UsageError
 from rsdbench.notes import note
 from rsdbench.results.cell_metrics import try_to_refresh
 from rsdbench.runner import progress, redo, store
-from rsdbench.runner.compose import CONFIGS, CUSTOM, no_setting
+from rsdbench.runner.compose import CONFIGS, CUSTOM, SEARCH, no_setting, with_config_dir
 from rsdbench.runner.plan import PlannedRow, planned_rows, prepare, read_task, sweep_rows
 from rsdbench.runner.preemption import CODE, Preempted, preemptible
 from rsdbench.sources import code_hash
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
     """
     try:
         with preemptible(), hydra_errors():
+            arguments = with_config_dir(arguments)
             if any(argument.partition("=")[0] == "--manifest" for argument in arguments):
                 run_task(arguments)
             else:
@@ -99,7 +100,8 @@ def hydra_flags() -> argparse.ArgumentParser:
 
 def job(_: DictConfig) -> None:
     """A Hydra job. Bad input ends it as an exit, not as an exception, which Hydra would announce in its own words."""
-    overrides = list(HydraConfig.get().overrides.task)
+    given = HydraConfig.get().overrides
+    overrides = [*given.task, *(o for o in given.hydra if o.startswith(f"{SEARCH}="))]
     alone = HydraConfig.get().mode != RunMode.MULTIRUN
     try:
         with preemptible(), hydra_errors():

@@ -9,8 +9,9 @@ import pandas as pd
 from rich.table import Table
 
 from rsdbench.cli.output import TABLES, check_format, command_parser, screen, write_frame
+from rsdbench.results.metrics import metric_labels
 from rsdbench.results.phases import OTHER, PHASES, phase_times
-from rsdbench.results.points import METRICS, all_points, figure_points, unsteady_line
+from rsdbench.results.points import all_points, figure_points, unsteady_line
 from rsdbench.results.results import Results
 
 
@@ -60,7 +61,7 @@ def side_by_side(points: pd.DataFrame) -> pd.DataFrame:
     keys += ["structure"] if each else []
     texts = points.assign(text=[cell_text(p, not each) for p in points.itertuples()])
     wide = texts.pivot_table(index=keys, columns="metric", values="text", aggfunc="first", sort=False)
-    return wide.reindex(columns=list(METRICS)).fillna("-").reset_index()
+    return wide.reindex(columns=list(metric_labels())).fillna("-").reset_index()
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from rsdbench.decoding.strategies import Strategy
 from rsdbench.decoding.tree import DraftTree
 from rsdbench.decoding.verify import Verified
 from rsdbench.sampling.distributions import Sampling
-from rsdbench.verification import NodeRule
+from rsdbench.verification import TreeRule
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Job:
     """A batch of prompts and how it is decoded. limit: positions that both models have; room: new tokens, of each."""
 
     strategy: Strategy
-    rule: NodeRule
+    rule: TreeRule
     shape: TreeShape
     sampling: Sampling
     prompts: Sequence[Sequence[int]]
@@ -41,10 +41,12 @@ class Job:
 class Backend(Protocol):
     """How the phases of a block are executed, for one batch. State, buffers and addresses are its own.
 
-    name: what records say.
+    name: what records say; fallbacks: phases that cannot be executed as its engine would, for which all of this batch
+    runs on another backend.
     """
 
     name: str
+    fallbacks: tuple[str, ...]
 
     def prefill(self) -> None:
         """All tokens but each prompt's last go into both caches."""

@@ -40,7 +40,17 @@ def prompt_rows(tokens: Tensor, first: int, last: int, scratch: int) -> Rows:
     return Rows(tokens[:, first:last], numbers, seen.unsqueeze(0), none, place[:0], numbers + scratch)
 
 
-def attention_bias(rows: Rows, previous: bool, dtype: torch.dtype) -> Tensor:
+class Window(NamedTuple):
+    """Which tokens a layer attends to: less than `size` positions back, or of the same chunk of `size`; 0: all."""
+
+    size: int
+    chunk: bool = False
+
+
+FULL = Window(0)
+
+
+def attention_bias(rows: Rows, previous: bool, dtype: torch.dtype, window: Window = FULL) -> Tensor:
     """The additive mask over the slots [previous, root, nodes, prefix], 0 or the least number of `dtype`.
 
     previous: whether the token before the root is seen in its scratch slot (the drafter's case) rather than in the
@@ -51,19 +61,49 @@ def attention_bias(rows: Rows, previous: bool, dtype: torch.dtype) -> Tensor:
     before = ((length > 0) & previous).unsqueeze(1).expand(shape)
     prefix = (rows.prefix < length - int(previous)).unsqueeze(1).expand(shape)
     visible = torch.cat([before, rows.ancestors.expand(shape), prefix], -1)
+    if window.size:
+        visible = visible & within(window, rows)
     return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype).unsqueeze(1)
 
 
-def forward(model: Any, rows: Rows, bias: Tensor, cache: Cache, keep: int = 0) -> Tensor:
+def within(window: Window, rows: Rows) -> Tensor:
+    """What a window shows of the slots that are seen at all, [B, R, 2 + N + end]."""
+    place = (rows.length.unsqueeze(1) + rows.depths).unsqueeze(2)  # [B, R, 1]
+    # ancestors come in the order of their slots, so that as many of them as lie behind one are as far from it
+    seen = rows.ancestors.long()
+    tree = (seen.flip(-1).cumsum(-1).flip(-1) - seen).expand(place.shape[0], -1, -1)
+    before = (rows.depths + 1).view(1, -1, 1).expand(place.shape[0], -1, -1)
+    back = torch.cat([before, tree, place - rows.prefix], -1)
+    if window.chunk:
+        return (place - back) // window.size == place // window.size
+    return back < window.size
+
+
+def forward(
+    model: Any, rows: Rows, bias: Tensor | dict[str, Tensor], cache: Cache, keep: int = 0, vocabulary: int | None = None
+) -> Tensor:  # fmt: skip
     """Logits [B, R, V] of rows, of the last `keep` of them if that is not 0; their keys and values go into the cache.
 
-    Positions are always given, and clamped to the model's last one: rows beyond it are never accepted.
+    bias: of all layers, or by their kind; vocabulary: V, if it may be another than the model's own, in which then
+    nothing but padding differs. Positions are always given, and clamped to the model's last one: rows beyond it are
+    never accepted.
     """
+    own = model.get_input_embeddings().weight.shape[0]
+    tokens = rows.tokens if vocabulary is None or vocabulary <= own else rows.tokens.clamp(max=own - 1)
     positions = (rows.length.unsqueeze(1) + rows.depths).clamp(0, position_limit(model) - 1)
-    return model(
-        input_ids=rows.tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True,
+    logits = model(
+        input_ids=tokens, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True,
         logits_to_keep=keep,
     ).logits  # fmt: skip
+    return logits if vocabulary is None else over_vocabulary(logits, vocabulary)
+
+
+def over_vocabulary(logits: Tensor, size: int) -> Tensor:
+    """Logits over a vocabulary of a size: surplus tokens go before anything is normalised, missing ones have -inf."""
+    missing = size - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., :size] if missing else logits
+    return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
 
 
 def position_limit(model: Any) -> int:

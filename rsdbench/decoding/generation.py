@@ -13,7 +13,8 @@ class Generation:
 
     tokens: new token ids, prompt not included, the end-of-sequence token included; blocks: target calls after the
     prefill; accepted_by_depth: how many of the kept tokens were drafts accepted at depth 1, 2, ..., L. Times are of
-    the whole batch, in seconds; block_s are those of its blocks, which add up to decode_s. backend: what decoded it.
+    the whole batch, in seconds; block_s are those of its blocks, which add up to decode_s. backend: what decoded it;
+    fallbacks: as in `Backend`.
     """
 
     tokens: list[list[int]]
@@ -24,6 +25,7 @@ class Generation:
     block_s: list[float] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     backend: str = ""
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def block_efficiency(self) -> float:

@@ -10,7 +10,7 @@ def decode(job: Job, backend: Backend) -> Generation:
     """Prefill, then blocks until every sequence has ended."""
     batch = Batch(job)
     out = batch.out
-    out.backend = backend.name
+    out.backend, out.fallbacks = backend.name, backend.fallbacks
     clock = backend.clock()
     backend.prefill()
     out.prefill_s = clock.stop()

@@ -11,10 +11,9 @@ from rsdbench.decoding.tree import Memory
 
 
 class Numbers(NamedTuple):
-    """Of one block: noise of each level [B, rows, S] and of the last token [B, 2, S]; uniforms [B, L, slots].
+    """Of one block: noise of each level [B, rows, S] and of the last token [B, 2, S]; uniforms [B, N], of each node.
 
-    Noise becomes Gumbel variables where it is read (`to_gumbel`). S: as in `gumbel.group_size`. The first draft below a
-    node takes the first uniform of its level, and so on.
+    Noise becomes Gumbel variables where it is read (`to_gumbel`). S: as in `gumbel.group_size`.
     """
 
     drafts: tuple[Tensor, ...]
@@ -26,12 +25,12 @@ class Randomness:
     """What each block of a batch takes from one generator, in memory that stays."""
 
     def __init__(
-        self, seed: int, rows: list[int], size: int, slots: int, device: torch.device,
+        self, seed: int, rows: list[int], size: int, nodes: int, device: torch.device,
         empty: Memory,
     ) -> None:  # fmt: skip
-        """rows: of noise, for each level of the tree; size: S; slots: uniforms of a level."""
+        """rows: of noise, for each level of the tree; size: S; nodes: N."""
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.rows, self.size, self.slots, self.empty = rows, size, slots, empty
+        self.rows, self.size, self.nodes, self.empty = rows, size, nodes, empty
         self.batch = 0
 
     def block(self, batch: int) -> Numbers:
@@ -44,7 +43,7 @@ class Randomness:
     def allocate(self, batch: int) -> None:
         """Memory for a block, and the numbers as views of it."""
         noise = batch * (sum(self.rows) + 2) * self.size
-        self.memory = self.empty("numbers", (noise + batch * len(self.rows) * self.slots,), torch.float32)
+        self.memory = self.empty("numbers", (noise + batch * self.nodes,), torch.float32)
         *drafts, last = self.memory[:noise].view(batch, -1, self.size).split([*self.rows, 2], 1)
-        uniforms = self.memory[noise:].view(batch, len(self.rows), self.slots)
+        uniforms = self.memory[noise:].view(batch, self.nodes)
         self.batch, self.numbers = batch, Numbers(tuple(drafts), last, uniforms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class TreeShape:
     def fanout(self) -> int:
         """The most drafts below one node, and at least 1."""
         return max(self.fanouts, default=1)
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Tree rows at depth 0, 1, ..., L - 1; the last of a level stands in for those that it lacks to the widest."""
+        own = [(0,), *(range(a + 1, b + 1) for a, b in pairwise(self.starts[:-1]))] if self.widths else []
+        widest = max(map(len, own), default=1)
+        return tuple((*rows, *[rows[-1]] * (widest - len(rows))) for rows in own)
 
     @cached_property
     def depths(self) -> tuple[int, ...]:

@@ -78,10 +78,17 @@ def local_checkpoint(name: str) -> Path | None:
 
 def cached_checkpoint(name: str, revision: str | None = None) -> Path | None:
     """The folder of a hub id's revision in the local cache, named by its commit, if there is one with a model."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
 
     file = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(file).parent if isinstance(file, str) else None
+    if isinstance(file, str):
+        return Path(file).parent
+    home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    ref = home / "refs" / (revision or "main")
+    commit = ref.read_text().strip() if ref.is_file() else ""  # an editor may have ended it with a new line
+    folder = home / "snapshots" / commit
+    return folder if commit and (folder / "config.json").is_file() else None
 
 
 def hub_commit(name: str, revision: str | None = None) -> str | None:
@@ -116,7 +123,10 @@ def hub_problem(name: str, revision: str | None) -> str | None:
         return problem and f"is not whole on disk ({problem})"
     home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     there = ", ".join(sorted(file.name for file in (*home.glob("refs/*"), *home.glob("snapshots/*"))))
-    return f"is on disk, but not in revision '{revision or 'main'}' (there: {there})," if there else "is not on disk"
+    if not there:
+        return "is not on disk"
+    where = f"(there: {there}; choose one with target.revision= or drafter.revision=),"
+    return f"is on disk, but not in revision '{revision or 'main'}' {where}"
 
 
 def offline() -> bool:

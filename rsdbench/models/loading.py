@@ -115,7 +115,11 @@ def has_own_code(folder: Path) -> bool:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The tokenizer of a checkpoint, or None if it has none."""
+    """The tokenizer of a checkpoint, or None if it has no files of one.
+
+    Raises:
+        UsageError: it is there, and cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     # without any of these files, transformers would make up an empty tokenizer from the model's type
@@ -124,8 +128,13 @@ def load_tokenizer(source: Source) -> Any:
         return None
     try:
         return AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    except Exception as error:  # of any kind: there are many kinds of tokenizers
+        if not folder.is_dir() and isinstance(error, OSError):  # of the hub, which has none for it
+            return None
+        raise UsageError(
+            f"the tokenizer of model '{source.name}' cannot be loaded ({one_line(error)}): copy or download its files "
+            "again"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -145,5 +154,6 @@ def lay_out(model: Any) -> None:
     """
     for layer in model.modules():
         weight = getattr(layer, "weight", None)
-        if isinstance(layer, torch.nn.Linear) and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        plain = isinstance(layer, torch.nn.Linear) and type(weight.data) is torch.Tensor  # others are quantised
+        if plain and weight.device.type == "cpu" and weight.dtype == torch.float32:
             weight.data = weight.data.t().contiguous().t()

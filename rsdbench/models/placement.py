@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rsdbench.decoding.forward import UNLIMITED, position_limit
+from rsdbench.decoding.forward import position_limit
 from rsdbench.errors import UsageError
 
 ROOM = 0.1  # of a device's free memory that weights, keys and values leave for workspace
@@ -19,6 +19,7 @@ GIB = 2**30
 CPU = "cpu"
 # bytes by device as accelerate names them: an accelerator by its number, and "cpu"
 Memory = Mapping[int | str, int]
+LENGTH = 4096  # positions of a sequence that room is kept for, unless more or fewer are asked for
 DeviceMap = dict[str, int | str]
 
 
@@ -29,7 +30,7 @@ def device_map(
 
     target, drafter: models on the meta device, or None for one that is in place already; memory: free bytes of the
     devices that may be used; offload: whether the CPU may hold a part; batch_size, max_length: sequences and positions
-    (None: the model's) for whose keys and values there must be room.
+    (None: at most `LENGTH`) for whose keys and values there must be room.
 
     Raises:
         UsageError: they do not fit; says what they need, what there is, and what to do.
@@ -92,18 +93,15 @@ def bytes_of(model: Any) -> int:
 
 
 def cache_bytes(model: Any, batch_size: int, max_length: int | None) -> int:
-    """Bytes of the keys and values of so many sequences of so many positions, by default all that a model has.
-
-    0 for a model that is in place already, and for one without a limit of its positions if none is given.
-    """
+    """Bytes of the keys and values of so many sequences of so many positions; 0 for a model that is in place."""
     if model is None:
         return 0
     config = model.config
-    positions = min(max_length or UNLIMITED, position_limit(model))
+    positions = min(max_length or LENGTH, position_limit(model))
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     column = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    return batch_size * positions * column if positions < UNLIMITED else 0
+    return batch_size * positions * column
 
 
 def too_small(weights: int, cache: int, memory: Memory, offload: bool) -> str:
@@ -111,7 +109,7 @@ def too_small(weights: int, cache: int, memory: Memory, offload: bool) -> str:
     there = ", ".join(f"{free / GIB:.1f} GiB on {device_name(device)}" for device, free in memory.items())
     advice = ["target.quantization=int8 or int4" if offload else "target.quantization=int4"]
     if set(memory) - {CPU}:
-        advice += ["a smaller quality.batch_size"] * (cache > 0) + ["more GPUs (device=auto)"]
+        advice += ["a smaller quality.batch_size (max_length in load_pair)"] * (cache > 0) + ["more GPUs (device=auto)"]
         if offload:
             part = "CPU memory for a part (device=auto max_memory={0:70GiB,cpu:200GiB})"
             advice.append("more CPU memory" if CPU in memory else part)

@@ -14,8 +14,7 @@ import pandas as pd
 
 from rsdbench.errors import UsageError
 from rsdbench.methods import METHODS
-from rsdbench.results.metrics import CATALOGUE
-from rsdbench.results.points import METRICS
+from rsdbench.results.metrics import CATALOGUE, metric_labels
 
 ACCURACY = (0.7, 1.3)  # the paper's axis
 WIDTH, ROW_HEIGHT = 17 / 2.54, 0.86  # inches: the width of a printed page
@@ -37,13 +36,13 @@ class Wishes:
     """How a grid is to look.
 
     band: whether intervals are drawn; share_y: whether a column's charts share their y axis within a drafter; columns:
-    of `METRICS`; width: inches; style: a matplotlib style sheet; colors: by method; legend: bottom, top or none; title:
-    above all charts.
+    labels of metrics; width: inches; style: a matplotlib style sheet; colors: by method; legend: bottom, top or none;
+    title: above all charts.
     """
 
     band: bool = True
     share_y: bool = False
-    columns: Sequence[str] = METRICS
+    columns: Sequence[str] = field(default_factory=metric_labels)
     width: float = WIDTH
     style: str | None = None
     colors: Mapping[str, str] = field(default_factory=dict)
@@ -205,7 +204,7 @@ def shared(points: pd.DataFrame, rows: dict[str, str]) -> dict[tuple[str, str], 
     found = {}
     for drafter in dict.fromkeys(rows.values()):
         labels = [row for row, own in rows.items() if own == drafter]
-        for metric in METRICS:
+        for metric in dict.fromkeys(points.metric):
             own = points[points.row.isin(labels) & (points.metric == metric)].dropna(subset="value")
             if own.empty:
                 continue

@@ -11,8 +11,8 @@ import pandas as pd
 
 from rsdbench.errors import UsageError
 from rsdbench.plotting.chart import WIDTH, Wishes, draw
-from rsdbench.results.metrics import CATALOGUE
-from rsdbench.results.points import METRICS, all_points, figure_points
+from rsdbench.results.metrics import CATALOGUE, TOKEN_RATE, metric_labels
+from rsdbench.results.points import all_points, figure_points
 from rsdbench.results.results import ORDER, Results
 
 OURS = {"rsd_c": "RSD-C (ours)", "rsd_s": "RSD-S (ours)"}  # the paper's legend, where only its own is drawn
@@ -38,26 +38,27 @@ class Choice:
 
 
 def plot_grid(
-    results: str | Path, *, rows: Sequence[str] = (), columns: Sequence[str] = METRICS, methods: Sequence[str] = (),
+    results: str | Path, *, rows: Sequence[str] = (), columns: Sequence[str] = (), methods: Sequence[str] = (),
     budgets: Sequence[int] = (), structures: str | Sequence[str] = BEST, width: float | str = WIDTH,
     style: str | Path | None = None, colors: Mapping[str, str] | None = None, legend: str = "bottom", title: str = "",
     labels: Mapping[str, str] | None = None, band: bool = True, share_y: bool = False, allow_mixed: bool = False,
 ) -> Any:  # fmt: skip
     """The grid of charts of a results folder, or of a merged file, as a `matplotlib.figure.Figure`.
 
-    rows: parts of rows' labels, such as "De-En"; columns: of block efficiency, MBSU, token rate and accuracy;
+    rows: parts of rows' labels, such as "De-En"; columns: metrics, all by default;
     structures: "best", or names of structures; width: inches, or a text such as "8.5cm"; style: a matplotlib style
     sheet; colors, labels: by method; legend: bottom, top or none; band: whether 95 % intervals are drawn; share_y: one
-    y axis for a column's charts of one drafter; allow_mixed: also if several versions of the code decoded the cells.
+    y axis for a column's charts of one drafter; allow_mixed: also if several versions of the code
+    decoded the cells, or a method fell back to the eager backend.
 
     Raises:
         UsageError: the results cannot be used, or have nothing of what is asked for.
     """
     structures = (structures,) if isinstance(structures, str) else structures
     choice = Choice(rows, methods, budgets, structures, labels or {})
+    names = tuple(map(metric_named, columns or metric_labels()))
     wishes = Wishes(
-        band, share_y, tuple(map(metric_named, columns)), inches(width), None if style is None else str(style),
-        colors or {}, legend, title,
+        band, share_y, names, inches(width), None if style is None else str(style), colors or {}, legend, title,
     )  # fmt: skip
     return grid_of(Results.load(Path(results)), Path(results), choice, wishes, allow_mixed)[0]
 
@@ -87,6 +88,10 @@ def grid_of(
         raise UsageError(f"'{folder}' holds {lack}")
     present = [method for method in results.methods if method in set(points.method)]
     names = results.labels | (OURS if results.is_papers and set(present) <= set(ORDER) else {}) | dict(choice.labels)
+    if TOKEN_RATE.label in wishes.columns:
+        if not allow_mixed:
+            results.require_one_backend(folder, present)
+        names |= {method: f"{names[method]} (eager)" for method in present if method in results.fallen}
     note = note_of(results, rows, present, wishes)
     return draw(points, rows, {method: names[method] for method in present}, note, wishes), points
 

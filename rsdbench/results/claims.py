@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from rsdbench.results import metrics
 from rsdbench.results.metrics import CATALOGUE, LEVEL, Values
-from rsdbench.results.points import METRICS, best, values
+from rsdbench.results.points import best, values
 from rsdbench.results.results import ORDER, Results
 
-EFFICIENCY, MBSU, RATE, ACCURACY = METRICS
+EFFICIENCY, MBSU, RATE, ACCURACY = (
+    m.label for m in (metrics.BLOCK_EFFICIENCY, metrics.MBSU, metrics.TOKEN_RATE, metrics.ACCURACY)
+)
 RECURSIVE, OTHERS = ORDER[2:], ORDER[:2]
 TASKS = ("bleu", "rouge2")  # by what their answers are scored: WMT and XSum, or what stands for them
 ABOVE_ONE, BELOW_ONE = (1.0, np.inf), (0.0, 1.0)  # of ratios

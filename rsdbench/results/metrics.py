@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from rsdbench.errors import UsageError
+from rsdbench.plugins import register
 from rsdbench.seeds import seed_from
 from rsdbench.tasks.scores import of_resamples
 
@@ -140,8 +142,34 @@ TOKEN_RATE = Metric(
 # score over AR's on the same prompts
 ACCURACY = Metric("accuracy", "accuracy", "quality", True, lambda s: s.score / s.base.score)
 
-CATALOGUE = {metric.label: metric for metric in (BLOCK_EFFICIENCY, MBSU, TOKEN_RATE, ACCURACY)}
-COMPARED = [metric for metric in CATALOGUE.values() if metric is not ACCURACY]  # those that tell structures apart
+CATALOGUE: dict[str, Metric] = {}  # by label
+
+
+def register_metric(metric: Metric) -> None:
+    """Put a metric into the catalogue: it is a column of figures and tables.
+
+    Raises:
+        UsageError: its name or label is taken.
+    """
+    if metric.label in CATALOGUE:
+        raise UsageError(f"the metric '{metric.label}' is registered already")
+    names = {own.name: own for own in CATALOGUE.values()}
+    register("metric", names, metric.name, metric)
+    CATALOGUE[metric.label] = metric
+
+
+for _metric in (BLOCK_EFFICIENCY, MBSU, TOKEN_RATE, ACCURACY):
+    register_metric(_metric)
+
+
+def metric_labels() -> tuple[str, ...]:
+    """Of all metrics: the columns of the figure."""
+    return tuple(CATALOGUE)
+
+
+def compared() -> list[Metric]:
+    """The metrics that tell structures apart."""
+    return [metric for metric in CATALOGUE.values() if metric is not ACCURACY]
 
 
 def best_of(drawn: Sequence[Values]) -> Estimate:

@@ -7,10 +7,9 @@ from typing import Any
 import pandas as pd
 
 from rsdbench.results import metrics
-from rsdbench.results.metrics import ACCURACY, BLOCK_EFFICIENCY, CATALOGUE, COMPARED, TOKEN_RATE
+from rsdbench.results.metrics import ACCURACY, BLOCK_EFFICIENCY, CATALOGUE, TOKEN_RATE, compared, metric_labels
 from rsdbench.results.results import CELL, Results
 
-METRICS = tuple(CATALOGUE)
 POINT = ["row", "metric", "method", "budget", "value", "low", "high", "structure", "steady"]
 PLACE = ["row", "metric", "method", "budget"]
 MEMBER = [*PLACE, "structure", "cell_id"]
@@ -64,7 +63,7 @@ def accuracies(results: Results, chosen: pd.DataFrame) -> list[tuple]:
 def ordered(results: Results, points: list[tuple]) -> pd.DataFrame:
     """Points in the order of rows, metrics, methods and budgets."""
     frame = pd.DataFrame(points, columns=POINT)
-    orders = {"row": results.rows, "metric": list(METRICS), "method": results.methods}
+    orders = {"row": results.rows, "metric": list(metric_labels()), "method": results.methods}
     for name, order in orders.items():
         frame[name] = pd.Categorical(frame[name], order, ordered=True)
     frame = frame.sort_values(PLACE, kind="stable").reset_index(drop=True)
@@ -73,11 +72,11 @@ def ordered(results: Results, points: list[tuple]) -> pd.DataFrame:
 
 
 def values(results: Results) -> pd.DataFrame:
-    """What `COMPARED` gives for each cell: row, method, budget, structure, metric, value, cell_id."""
+    """What `compared` metrics give for each cell: row, method, budget, structure, metric, value, cell_id."""
     cells = results.cells[results.cells.budget > 0]  # AR drafts nothing
     found = [
         (*cell, metric.label, float(drawn[0]))
-        for metric in COMPARED
+        for metric in compared()
         for cell in cells[["cell_id", *CELL]].itertuples(index=False)
         if (drawn := results.values(metric, cell.cell_id)) is not None
     ]

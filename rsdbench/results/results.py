@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from rsdbench.errors import UsageError
 from rsdbench.methods import BASELINE
-from rsdbench.results.collect import Asked, collect
+from rsdbench.results.collect import Asked, Collection, collect
 from rsdbench.results.consistency import configurations, values
 from rsdbench.results.metrics import ACCURACY, TOKEN_RATE, Metric, Sample, Values
 from rsdbench.results.schema import AXES
@@ -48,6 +49,7 @@ class Results:
     asked: Asked = field(default_factory=list)
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)  # cell id -> size and time of its file, ns
     codes: Counter[str] = field(default_factory=Counter)  # cells by the code that decoded them
+    fallen: dict[str, str] = field(default_factory=dict)  # methods that fell back to eager, and for which steps
     drawn: dict[tuple[str, str], Values | None] = field(default_factory=dict)  # what `values` has computed
     samples: dict[tuple[str, str], Sample] = field(default_factory=dict)
 
@@ -64,7 +66,7 @@ class Results:
         present = sorted(set(frame.method) - {BASELINE}, key=place)
         labels = {method: named.get(method, method) for method in present}
         statistics = found.table[STATISTICS].combine_chunks()
-        made = cls(frame, statistics, labels, found.asked, found.stamps, values(found, "code"))
+        made = cls(frame, statistics, labels, found.asked, found.stamps, values(found, "code"), fallen(found))
         if mixed := configurations(found):
             raise UsageError(
                 f"'{folder}' mixes cells that differ in {'; '.join(mixed)}: give each run its own results=DIR"
@@ -176,9 +178,27 @@ class Results:
                 "again (the same run with redo=[code]), or take them as they are with --allow-mixed"
             )
 
+    def require_one_backend(self, folder: Path, methods: Sequence[str]) -> None:
+        """See that none of these methods, whose token rates are to be compared, fell back to the eager backend.
+
+        Raises:
+            UsageError: one did.
+        """
+        if found := [method for method in methods if method in self.fallen]:
+            raise UsageError(
+                f"'{folder}': {self._fallen(found)} beside others that did not: token rates do not compare; decode all "
+                "with compile=false, leave these out with --methods or the token rate with --columns, or draw them "
+                "with a mark by --allow-mixed"
+            )
+
+    def _fallen(self, methods: Iterable[str]) -> str:
+        steps = (f"{self.labels.get(m, m)} (for its {self.fallen[m].replace(',', ', ')} step)" for m in methods)
+        return f"{', '.join(steps)} fell back to the eager backend"
+
     def notes(self) -> list[str]:
         """What a reader has to know beside the numbers, a line each."""
-        lines = self.other_code(), self.noise_floor(), self.few_prompts(), self.no_accuracy(), self.missing()
+        fell_back = f"fallback: {self._fallen(self.fallen)}" if self.fallen else ""
+        lines = fell_back, self.other_code(), self.noise_floor(), self.few_prompts(), self.no_accuracy(), self.missing()
         return [line for line in lines if line]
 
     def other_code(self) -> str:
@@ -233,6 +253,14 @@ class Results:
         whole = len(set(rows) - {row for row, *_ in have})
         named = "; ".join(rows[:3]) + ("; ..." if len(rows) > 3 else "")
         return f"missing: {len(absent)} of {len(wanted)} cells, in {len(rows)} rows ({whole} of them whole): {named}"
+
+
+def fallen(found: Collection) -> dict[str, str]:
+    """Methods that fell back, and the steps for which they did."""
+    origins = {cell: found.origins[origin] for cell, (_, origin) in found.cells.items()}
+    own = {cell: origin["fallbacks"] for cell, origin in origins.items() if origin.get("fallbacks")}
+    methods = found.table.select(["cell_id", "method"]).to_pandas().drop_duplicates().set_index("cell_id").method
+    return {methods[cell]: steps for cell, steps in own.items() if cell in methods.index}
 
 
 def place(method: str) -> int:

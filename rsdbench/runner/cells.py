@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rsdbench.drafters import is_drafter
 from rsdbench.models.checkpoints import fingerprint, local_checkpoint
+from rsdbench.plugins import plugin_hashes
 from rsdbench.results.schema import SCHEMA, SETTINGS, short_digest
 from rsdbench.seeds import seed_from
 from rsdbench.selection import Point, points_of
@@ -93,11 +95,15 @@ class RowJob:
         content["dataset"] = dataset_content(plain["dataset"])
         for role in ("drafter", "target"):
             model = {key: value for key, value in plain[role].items() if key != "quantization"}
-            folder = local_checkpoint(model["path"])
+            folder = None if is_drafter(model["path"]) else local_checkpoint(model["path"])
             content[role] = {"name": model["name"], "contents": fingerprint(str(folder)) if folder else model}
         # what came later is left out where it is not used: cells keep the names that they had before
         if plain["target"]["quantization"]:
             content["target"]["quantization"] = plain["target"]["quantization"]
+        if plain["backend"]:
+            content["backend"] = plain["backend"]
+        if plain["plugins"]:
+            content["plugins"] = plugin_hashes(plain["plugins"])
         if plain["max_memory"]:
             content["max_memory"] = {str(device): size for device, size in plain["max_memory"].items()}
         return content

@@ -17,10 +17,13 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rsdbench.drafters import fitting, is_certain, is_drafter
 from rsdbench.errors import UsageError
 from rsdbench.methods import METHODS
 from rsdbench.models.checkpoints import local_checkpoint, resolve_checkpoint
 from rsdbench.models.quantization import check_quantization
+from rsdbench.notes import note
+from rsdbench.plugins import load_plugins
 from rsdbench.results.schema import AXES
 from rsdbench.tasks.examples import check_dataset
 
@@ -42,8 +45,13 @@ def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     with open_dict(config):
         del config.hydra
     OmegaConf.resolve(config)
+    load_plugins(config.plugins)
     if config.methods is None:
-        config.methods = list(METHODS)  # what a record says was asked for must not grow with the catalogue
+        asked = list(config.grid.methods or METHODS)  # all by name: what a record asks for must not grow
+        config.methods = fitting(asked, is_certain(config.drafter.path))
+        left = [name for name in asked if name not in config.methods]
+        if left:
+            note(f"without {', '.join(left)}: drafter '{config.drafter.path}' has no distribution to draw from")
     for axis in AXES:
         fill_in(config[axis])
     return config, choices
@@ -96,6 +104,27 @@ def row_configs(overrides: list[str]) -> list[DictConfig]:
     return [config for _, config in row_jobs(overrides)]
 
 
+SEARCH = "hydra.searchpath"  # folders of a user's own config groups
+
+
+def with_config_dir(arguments: list[str]) -> list[str]:
+    """Arguments in which Hydra's `--config-dir FOLDER` is the override that means the same in sweeps and plans.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    found, rest = [], iter(arguments)
+    for argument in rest:
+        flag, given, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = Path(value if given else next(rest, "")).expanduser().absolute()
+            if not folder.is_dir():
+                raise UsageError(f"--config-dir needs a folder that is there, not '{folder}'")
+            argument = f"{SEARCH}=['file://{folder}']"
+        found.append(argument)
+    return found
+
+
 def sweep(overrides: list[str]) -> list[list[str]]:
     """The jobs that Hydra's `-m` makes of overrides such as `seed=0,1`, without those that configure Hydra itself.
 
@@ -104,7 +133,7 @@ def sweep(overrides: list[str]) -> list[list[str]]:
     """
     choices = []
     for text, override in zip(overrides, parsed(overrides), strict=True):
-        if override.key_or_group.startswith(("hydra/", "hydra.")):
+        if override.key_or_group.startswith(("hydra/", "hydra.")) and override.key_or_group != SEARCH:
             continue
         if override.is_sweep_override():
             key = override.get_key_element()
@@ -164,6 +193,8 @@ def check_sources(config: DictConfig, here: bool = True) -> None:
     for role in ("drafter", "target"):
         if not isinstance(config[role].path, str):
             raise UsageError(f"{role}.path is not set: choose a {role}")
+        if role == "drafter" and is_drafter(config[role].path):
+            continue
         if here or local_checkpoint(config[role].path):
             resolve_checkpoint(config[role].path, config[role].revision)
     if here:

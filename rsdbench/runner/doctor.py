@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsdbench import __version__
 from rsdbench.backends.aot.library import compiler_at_hand
+from rsdbench.drafters import is_drafter
 from rsdbench.errors import UsageError
 from rsdbench.models.checkpoints import cached_checkpoint, hub_problem, local_checkpoint, weights_problem
 from rsdbench.models.quantization import EXTRA
@@ -140,6 +141,7 @@ def models(configs: Sequence[DictConfig]) -> list[Finding]:
         (role, config[role].name, config[role].path, config[role].revision)
         for role in ("drafter", "target")
         for config in configs
+        if not is_drafter(config[role].path)
     ]
     return [model_finding(f"{role} {name}", path, revision) for role, name, path, revision in dict.fromkeys(asked)]
 

@@ -33,12 +33,12 @@ def pair_of(config: DictConfig, found: FoundPair, batch_size: int, max_length: i
 
     batch_size, max_length: of what will be decoded at once.
     """
-    keys = ("target", "drafter", "device", "dtype", "max_memory", "compile", "check")
+    keys = ("target", "drafter", "device", "dtype", "max_memory", "compile", "backend", "check")
     key = json.dumps([OmegaConf.to_container(config[k]) if OmegaConf.is_config(config[k]) else config[k] for k in keys])
     room = batch_size * max_length
     if key not in HELD or HELD[key][1] < room:
         release_pair()
-        HELD[key] = prepared(found.load(batch_size, max_length, config.check), config.compile), room
+        HELD[key] = prepared(found.load(batch_size, max_length, config.check), config.compile, config.backend), room
     return HELD[key][0]
 
 
@@ -55,9 +55,11 @@ def free_memory() -> None:
         torch.accelerator.empty_cache()
 
 
-def prepared(pair: Pair, compile: str | bool) -> Pair:
-    """A pair, compiled if it is to be."""
-    if compile == "auto" and pair.can_compile:
+def prepared(pair: Pair, compile: str | bool, backend: str | None) -> Pair:
+    """A pair on the backend that was asked for, or compiled if it is to be."""
+    if backend is not None:
+        pair.use(backend)
+    elif compile == "auto" and pair.can_compile:
         try:
             pair.compile()
         except UsageError as error:  # such as a model that cannot be exported

@@ -13,9 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rsdbench import __version__
+from rsdbench.drafters import is_drafter
 from rsdbench.errors import UsageError
 from rsdbench.files import whole_file
 from rsdbench.models.checkpoints import local_checkpoint
+from rsdbench.plugins import anchored_plugins
 from rsdbench.results import records
 from rsdbench.results.consistency import differences
 from rsdbench.results.plans import PLAN
@@ -72,9 +74,20 @@ def planned_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
     rows = []
     for own, config in jobs:
         check_settings(config)
-        results = Path(config.results).absolute()
+        results = results_folder(config)
         rows.append(PlannedRow(RowJob(config), anchored(own, config, results), results))
     return rows
+
+
+def results_folder(config: DictConfig) -> Path:
+    """Where records go.
+
+    Raises:
+        UsageError: the setting is empty, as it is from a shell's variable that is not set.
+    """
+    if config.results is None or not str(config.results).strip():
+        raise UsageError("results is empty: give a folder, such as results=results/mine")
+    return Path(str(config.results)).expanduser().absolute()
 
 
 def sweep_rows(overrides: list[str], here: bool = True) -> list[PlannedRow]:
@@ -104,14 +117,18 @@ def once(rows: list[PlannedRow]) -> list[PlannedRow]:
 
 def anchored(overrides: list[str], config: DictConfig, results: Path) -> list[str]:
     """Overrides that mean the same from any folder: local paths are made absolute."""
-    found = {role: local_checkpoint(config[role].path) or Path(config[role].path) for role in ("target", "drafter")}
+    models = [role for role in ("target", "drafter") if not is_drafter(config[role].path)]
+    found = {role: local_checkpoint(config[role].path) or Path(config[role].path) for role in models}
     found["dataset"] = local_data(config.dataset.path) or Path(config.dataset.path)
     anchors = {"results": results}
     for group, local in found.items():
         if local.exists() and any(o.startswith(f"{group}.path=") for o in overrides):
             anchors[f"{group}.path"] = local.absolute()
-    others = [o for o in overrides if o.partition("=")[0] not in anchors]
-    return [*others, *(f"{key}={quoted(str(path))}" for key, path in anchors.items())]
+    values = {key: quoted(str(path)) for key, path in anchors.items()}
+    if config.plugins:
+        values["plugins"] = "[" + ",".join(map(quoted, anchored_plugins(config.plugins))) + "]"
+    others = [o for o in overrides if o.partition("=")[0] not in values]
+    return [*others, *(f"{key}={value}" for key, value in values.items())]
 
 
 def quoted(text: str) -> str:

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from rsdbench.backends.aot.library import Recipe, cache_folder
 from rsdbench.backends.aot.recipes import needed
 from rsdbench.errors import UsageError
-from rsdbench.methods import get_method, get_shape, load
+from rsdbench.methods import get_method, get_shape, load, tree_rule
 from rsdbench.pair import Pair, parameters, quiet_libraries
+from rsdbench.plugins import load_plugins
 from rsdbench.runner.cells import RowJob
 from rsdbench.runner.pairs import found_pair, free_memory
 from rsdbench.sampling.distributions import Sampling
@@ -76,7 +77,8 @@ def recipes_of(config: DictConfig) -> dict[str, Recipe]:
     Raises:
         UsageError: the pair or a structure cannot be used.
     """
-    if config.compile is False:
+    load_plugins(config.plugins)  # in a worker process
+    if config.compile is False or config.backend:
         return {}
     found = found_pair(config)
     if sum(parameters(getattr(source, "shell", source)) for source in (found.target, found.drafter)) > LARGE:
@@ -86,7 +88,7 @@ def recipes_of(config: DictConfig) -> dict[str, Recipe]:
         return {}
     decode = config.decode
     methods = [(get_method(cell.method), get_shape(cell.method, cell.structure)) for cell in RowJob(config).cells]
-    cases = [(load(method.strategy), load(method.rule), shape) for method, shape in methods]
+    cases = [(load(method.strategy), tree_rule(method), shape) for method, shape in methods]
     return needed(pair.target, pair.drafter, cases, Sampling.at(decode.temperature, decode.top_p))
 
 

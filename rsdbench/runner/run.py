@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from rsdbench.api import generate
 from rsdbench.decoding.generation import Generation
+from rsdbench.drafters import is_drafter
 from rsdbench.errors import UsageError
 from rsdbench.methods import BASELINE, get_shape
 from rsdbench.models.checkpoints import hub_commit
@@ -53,12 +54,14 @@ class RowRunner:
         longest = max(len(example.prompt) for example in self.examples) + behind
         self.pair = pair_of(config, found, min(config.quality.batch_size, len(self.examples)), longest)
         self.pair.engine.prefixes = Prefixes(int(config.prefix_memory * 2**30))
-        self.stop = stop_tokens(config.dataset, self.pair.tokenizer)
+        self.stop = stop_tokens(config.dataset, self.pair.tokenizer, self.pair.target)
         self.reference = Reference()
-        self.backend = self.pair.forward  # that decoded the last record: another where a method could not be compiled
+        # of what decoded the last record: another backend where a method could not be compiled
+        self.backend = {"backend": self.pair.forward}
         dtype = str(self.pair.target.dtype).removeprefix("torch.")
         self.drafter_params, self.target_params = parameters(self.pair.drafter), parameters(self.pair.target)
-        commits = {role: hub_commit(config[role].path, config[role].revision) for role in ("drafter", "target")}
+        roles = [role for role in ("drafter", "target") if not is_drafter(config[role].path)]
+        commits = {role: hub_commit(config[role].path, config[role].revision) for role in roles}
         self.provenance = {
             **provenance(self.pair.device, dtype), "forward": self.pair.forward,
             "self_check": "passed" if self.pair.checked else "skipped",
@@ -149,7 +152,7 @@ class RowRunner:
         except BaseException:
             progress.keep(cell, results, list(rows.values()), metadata)
             raise
-        progress.finish(cell, results, list(rows.values()), metadata | {"backend": self.backend})
+        progress.finish(cell, results, list(rows.values()), metadata | self.backend)
         return tokens
 
     def record(
@@ -157,7 +160,7 @@ class RowRunner:
     ) -> dict[str, Any]:
         """One prompt's row of a cell, without times."""
         config, tokens = self.config, out.tokens[i]
-        self.backend = out.backend
+        self.backend = {"backend": out.backend, "fallbacks": ",".join(out.fallbacks)}
         text, data = answer_text(tokens, self.pair.tokenizer, config.dataset.answer), config.dataset
         return {
             "cell_id": cell.id, "experiment": config.name, "row": self.row.label, "drafter": config.drafter.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from rsdbench.backends.choice import BACKENDS
 from rsdbench.errors import UsageError
 from rsdbench.pair import DTYPES
 from rsdbench.sampling.distributions import Sampling
@@ -47,6 +48,8 @@ def check_settings(config: DictConfig) -> None:
         raise UsageError(f"unknown dtype '{config.dtype}': choose auto, {', '.join(DTYPES)}")
     if config.compile not in ("auto", True, False):
         raise UsageError(f"unknown compile '{config.compile}': choose auto, true or false")
+    if config.backend is not None and config.backend not in BACKENDS:
+        raise UsageError(f"unknown backend '{config.backend}': choose from {', '.join(BACKENDS)}, or null")
     if config.check not in (True, False):
         raise UsageError(f"unknown check '{config.check}': choose true or false")
     if decode.profile not in (True, False):

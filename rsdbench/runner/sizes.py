@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from rsdbench.drafters import is_drafter
 from rsdbench.errors import UsageError
 from rsdbench.models.checkpoints import cached_checkpoint, local_checkpoint
 
@@ -38,6 +39,8 @@ def opt(parameters: int, layers: int, hidden: int, heads: int, embedding: int) -
     )
 
 
+NOTHING = ModelSize(0, 0, 0, 0, 0, 0, 0, positions=None)  # of a drafter that is no model
+
 # the paper's models, so that its grid can be planned where they are not
 KNOWN = {
     "facebook/opt-125m": opt(125_239_296, layers=12, hidden=768, heads=12, embedding=768),
@@ -55,6 +58,8 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
     Raises:
         UsageError: nothing here says how large it is.
     """
+    if is_drafter(name):
+        return NOTHING
     folder = local_checkpoint(name)
     if folder is None and name in KNOWN:
         return KNOWN[name]

@@ -45,8 +45,8 @@ class Sampling(NamedTuple):
     def truncate(self, log_p: Tensor) -> Tensor:
         """The second step, for the rows that are needed: top-p, or one-hot if greedy; [..., V] -> [..., V]."""
         if self.greedy:
-            best = log_p.argmax(-1, keepdim=True)
-            return torch.full_like(log_p, float("-inf")).scatter_(-1, best, 0.0)
+            others = torch.arange(log_p.shape[-1], device=log_p.device) != log_p.argmax(-1, keepdim=True)
+            return torch.zeros_like(log_p).masked_fill(others, float("-inf"))
         return nucleus(log_p, self.top_p) if self.nucleus else log_p
 
     def probs(self, logits: Tensor) -> Tensor:
@@ -79,6 +79,10 @@ def nucleus(log_p: Tensor, top_p: float | Tensor) -> Tensor:
     ordered, order = log_p.sort(dim=-1, descending=True, stable=True)
     mass = ordered.exp()
     place = torch.arange(log_p.shape[-1], device=log_p.device)
-    dropped = (mass.cumsum(-1) - mass >= top_p) & (place > 0)
-    ordered = ordered.masked_fill(dropped, float("-inf")).log_softmax(-1)
-    return torch.empty_like(log_p).scatter(-1, order, ordered)
+    last = ((mass.cumsum(-1) - mass < top_p) | (place == 0)).sum(
+        -1, keepdim=True
+    ) - 1  # the least probable that is kept
+    least, token = ordered.gather(-1, last), order.gather(-1, last)
+    # by comparison, not by a scatter back from the order: fused with what reads it, that is read unwritten (torch 2.13)
+    kept = (log_p > least) | ((log_p == least) & (place <= token))
+    return log_p.masked_fill(~kept, float("-inf")).log_softmax(-1)

@@ -15,7 +15,8 @@ from rsdbench.tasks.hub_datasets import hub_split
 from rsdbench.tasks.prompts import encode_prompt
 from rsdbench.tasks.scores import SCORES
 from rsdbench.tasks.settings import STOPS, check_dataset_settings, is_text
-from rsdbench.tasks.splits import Split, files_digest, local_data, local_files, local_split
+from rsdbench.tasks.splits import files_digest, local_data, local_files, local_split
+from rsdbench.tasks.tables import Split
 
 # keys that a dataset's content leaves out at these values: without them, cells are what they were before there were any
 NEUTRAL = {
@@ -139,6 +140,11 @@ def read_row(config: DictConfig, number: int, row: dict[str, Any]) -> Row:
                 f"row {number} of dataset '{config.path}' has no text in column '{name}': mend the data, or choose "
                 "other rows with dataset.num_prompts or dataset.shuffle"
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(
+                f"row {number} of dataset '{config.path}' has half a character (a lone surrogate) in column '{name}': "
+                "mend the data"
+            )
     own = value_of(row, config.id) if config.id else f"{config.name}-{number:05d}"
     if own is None or own == "":
         raise UsageError(f"row {number} of dataset '{config.path}' has no id: dataset.id=null takes the row's number")
@@ -146,7 +152,9 @@ def read_row(config: DictConfig, number: int, row: dict[str, Any]) -> Row:
 
 
 def value_of(row: dict[str, Any], name: str) -> Any:
-    """A column's value; "a.b" looks into nested columns, "a.0" into lists. None if there is none."""
+    """A column's value; "a.b" is a column of that name, or looks into nested ones, "a.0" into lists. None if none."""
+    if name in row:
+        return row[name]
     value: Any = row
     for part in name.split("."):
         if isinstance(value, list) and part.isdecimal():
@@ -221,13 +229,15 @@ def encoder(config: DictConfig, tokenizer: Any) -> Callable[[str], list[int]]:
     return encode
 
 
-def stop_tokens(config: DictConfig, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer.
+def stop_tokens(config: DictConfig, tokenizer: Any, model: Any = None) -> list[int]:
+    """The tokens that end an answer. model: the target, whose generation_config may name more than the tokenizer.
 
     End-of-sequence does in any case; with "line" so does any token with a line's end in it; with "sentence" so does
     one that ends in a full stop, an exclamation mark or a question mark as well.
     """
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = [tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])]
+    end = sorted({token for token in own if token is not None})
     pattern = STOPS[config.stop]
     if pattern is None:
         return end

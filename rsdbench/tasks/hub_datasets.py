@@ -10,7 +10,8 @@ from typing import Any
 
 from rsdbench.errors import UsageError
 from rsdbench.models.checkpoints import REACH_TIMEOUT, offline
-from rsdbench.tasks.splits import Split, column_names, parquet_paths, parquet_split, split_files
+from rsdbench.tasks.splits import parquet_paths, split_files
+from rsdbench.tasks.tables import Split, parquet_split, table_split
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -183,15 +184,6 @@ def load(name: str, config: str | None, split: str | None, revision: str | None)
         return datasets.load_dataset(name, config, split=split or "all", revision=revision)
     except Exception as error:  # of any of the file formats that `datasets` knows
         raise UsageError(f"dataset '{name}'{at(revision)} cannot be loaded: {in_one_line(error)}") from error
-
-
-def table_split(data: Any) -> Split:
-    """The rows of a `datasets.Dataset`."""
-
-    def take(numbers: list[int], columns: list[str]) -> list[dict[str, Any]]:
-        return data.select(numbers).select_columns([name.split(".")[0] for name in columns]).to_list()
-
-    return Split(column_names(data.features.arrow_schema), len(data), take)
 
 
 def in_one_line(error: Exception) -> str:

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from rsdbench.errors import UsageError
+from rsdbench.plugins import register
+
 
 @dataclass(frozen=True)
 class Score:
@@ -26,7 +29,12 @@ def of_resamples(metric: str, statistics: np.ndarray, counts: np.ndarray) -> np.
     """The score of each resample.
 
     statistics: [answers, k]; counts: how often a resample has each answer, [resamples, answers]. Returns [resamples].
+
+    Raises:
+        UsageError: there is no score of that name.
     """
+    if metric not in SCORES:
+        raise UsageError(f"the answers were scored by '{metric}', which is no score here: name its --plugin MODULE")
     return np.array(
         [SCORES[metric].corpus(sums, n) for sums, n in zip(counts @ statistics, counts.sum(1), strict=True)]
     )
@@ -107,10 +115,20 @@ def no_score(sums: np.ndarray, count: int) -> float:
 
 
 NO_SCORE = "none"
-SCORES = {
-    "bleu": Score(bleu_statistics, corpus_bleu),
-    "rouge2": Score(rouge2_statistics, mean),
-    "chrf": Score(chrf_statistics, mean),
-    "exact_match": Score(exact_match, mean),
-    NO_SCORE: Score(no_statistics, no_score),
-}
+SCORES: dict[str, Score] = {}
+
+
+def register_score(name: str, score: Score) -> None:
+    """Put a score into the catalogue: `dataset.metric=NAME` knows it.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    register("score", SCORES, name, score)
+
+
+register_score("bleu", Score(bleu_statistics, corpus_bleu))
+register_score("rouge2", Score(rouge2_statistics, mean))
+register_score("chrf", Score(chrf_statistics, mean))
+register_score("exact_match", Score(exact_match, mean))
+register_score(NO_SCORE, Score(no_statistics, no_score))

@@ -1,35 +1,33 @@
-"""The rows of one split of a dataset, from parquet and JSONL files, and which files of a folder or repository it is."""
+"""Which dataset a path is: a file, a folder and the files of its split, or a hub id."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from rsdbench.errors import UsageError
+from rsdbench.tasks.tables import (
+    KINDS,
+    Split,
+    is_saved,
+    kind_of,
+    parquet_split,
+    partitioned_split,
+    read_rows,
+    rows_split,
+    saved_rows,
+    saved_split,
+    suffixes,
+)
 
 DATA = Path(__file__).resolve().parents[1] / "assets" / "data"
 DEFAULT = "default"  # what the hub calls the config of a dataset that has only one
+PARTS = "all"  # the split of files that have no names but numbers
+PART = re.compile(r"\d+|part[-._]\d+.*")
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<total>\d{5})(-[0-9a-f]{16})?")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows that are read when they are asked for.
-
-    columns: their names, nested ones as "a.b"; count: how many rows there are; take: some rows by their numbers, as
-    nested dictionaries, with at least the columns that are named.
-    """
-
-    columns: list[str]
-    count: int
-    take: Callable[[list[int], list[str]], list[dict[str, Any]]]
 
 
 def embedded_datasets() -> list[str]:
@@ -48,13 +46,13 @@ def local_data(path: str) -> Path | None:
     local = Path(path).expanduser()
     if local.exists():
         return local
-    if path.count("/") != 1 or local.suffix in (".parquet", ".jsonl", ".json") or path.startswith((".", "/", "~")):
+    if path.count("/") != 1 or kind_of(local) or path.startswith((".", "/", "~")):
         names = ", ".join(embedded_datasets())
         if local.suffix:
             raise UsageError(f"there is no file '{path}': give one that is there, a folder, a hub id, or {names}")
         raise UsageError(
-            f"no dataset '{path}': give an embedded one ({names}), a .parquet or .jsonl file, a folder of .parquet "
-            "files, or a hub id"
+            f"no dataset '{path}': give an embedded one ({names}), a file ({', '.join(KINDS)}), a folder of such, or a "
+            "hub id"
         )
     return None
 
@@ -67,9 +65,24 @@ def local_files(local: Path, config: str | None, split: str | None) -> list[Path
     """
     if local.is_file():
         return [local]
-    paths = parquet_paths(local)
-    own = None if set(layout(paths)) == {DEFAULT} else config
+    if is_saved(local):
+        return sorted(file for file in saved_split(local, split).iterdir() if file.is_file())
+    paths = data_paths(local)
+    if any("=" in folder for path in paths for folder in path.split("/")[:-1]):  # partitions: all are one table
+        return [local / path for path in sorted(paths)]
+    configs = layout(paths)
+    own = None if set(configs) == {DEFAULT} else config
+    if own is None and list(configs.get(DEFAULT, ())) == [PARTS]:
+        split = None  # files without names of splits are the only one that there is
     return [local / path for path in split_files(paths, own, split, f"dataset folder '{local}'")]
+
+
+def data_paths(folder: Path) -> list[str]:
+    """The files with rows in a folder and below it, all of the first kind that there is, as paths relative to it."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".", "_"))]
+    kinds = {kind_of(file) for file in files}
+    kind = next((kind for kind in KINDS if kind in kinds), None)
+    return [file.relative_to(folder).as_posix() for file in files if kind and kind_of(file) == kind]
 
 
 def parquet_paths(folder: Path) -> list[str]:
@@ -83,11 +96,16 @@ def local_split(files: list[Path]) -> Split:
     Raises:
         UsageError: one cannot be read.
     """
-    if files[0].suffix == ".parquet":
+    kind = kind_of(files[0])
+    if (files[0].parent / "state.json") in files:
+        return saved_rows(files[0].parent)
+    if any("=" in folder for folder in files[0].parts[:-1]) and len({file.parent for file in files}) > 1:
+        return partitioned_split(files)
+    if kind == ".parquet":
         return parquet_split(files)
-    if files[0].suffix not in (".jsonl", ".json"):
-        raise UsageError(f"dataset file '{files[0]}' is of no known kind: give a .parquet or .jsonl file")
-    return jsonl_split(files[0])
+    if kind is None:
+        raise UsageError(f"dataset file '{files[0]}' is of no known kind: give one of {', '.join(KINDS)}")
+    return rows_split([row for file in files for row in read_rows(file, kind)])
 
 
 def files_digest(files: list[Path]) -> str:
@@ -104,18 +122,20 @@ def file_digest(file: Path) -> str:
 
 
 def layout(paths: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """The configs of a repository, their splits, and the files of each in order, from the names of its parquet files.
+    """The configs of a repository, their splits, and the files of each in order, from the names of its files.
 
     Known are the hub's ways to name them: CONFIG/SPLIT-00000-of-00002.parquet, CONFIG/SPLIT/0000.parquet and
-    CONFIG/SPLIT.parquet. Without a folder, or in "data", files belong to the config "default".
+    CONFIG/SPLIT.parquet. Without a folder, or in "data", files belong to the config "default". Parts as other programs
+    number them (part-00000-..., part.0, 0000) are the split that their folder names, or `PARTS` without one.
     """
     found: dict[str, dict[str, list[str]]] = {}
-    for path in sorted(path for path in paths if path.endswith(".parquet")):
-        *folders, name = path.removesuffix(".parquet").split("/")
+    for path in sorted(path for path in paths if kind_of(Path(path))):
+        *folders, file = path.split("/")
+        name = file.removesuffix("".join(suffixes(Path(file))))
         if shard := SHARD.fullmatch(name):
             name = shard["split"]
-        elif name.isdecimal() and folders:
-            name = folders.pop()
+        elif PART.fullmatch(name):
+            name = folders.pop() if folders else PARTS
         config = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or DEFAULT
         found.setdefault(config, {}).setdefault(name, []).append(path)
     return found
@@ -132,7 +152,7 @@ def split_files(paths: Iterable[str], config: str | None, split: str | None, whe
     """
     configs = layout(paths)
     if not configs:
-        raise UsageError(f"{where} has no .parquet files")
+        raise UsageError(f"{where} has no files of rows ({', '.join(KINDS)})")
     if config is None and DEFAULT not in configs and len(configs) > 1:
         raise UsageError(f"{where} has several configs: choose one with dataset.config, of {', '.join(configs)}")
     config = config or (DEFAULT if DEFAULT in configs else next(iter(configs)))
@@ -150,98 +170,3 @@ def split_files(paths: Iterable[str], config: str | None, split: str | None, whe
     if shard and len(files) != int(shard["total"]):
         raise UsageError(f"{where} has only {len(files)} of the {int(shard['total'])} files of split '{split}'")
     return files
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Say which file cannot be read, and why, in one line."""
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except (OSError, ValueError, ArrowException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"dataset file '{file}' cannot be read: {reason}") from error
-
-
-def parquet_split(files: list[Path]) -> Split:
-    """The rows of parquet files, one file after another. Only their footers are read now.
-
-    Raises:
-        UsageError: one is damaged, or has other columns than the first.
-    """
-    import pyarrow.parquet as pq
-
-    counts, names = [], []
-    for file in files:
-        with reading(file), pq.ParquetFile(file) as opened:
-            counts.append(opened.metadata.num_rows)
-            names.append(column_names(opened.schema_arrow))
-        if names[-1] != names[0]:
-            raise UsageError(f"dataset files '{files[0]}' and '{file}' have different columns")
-    return Split(names[0], sum(counts), partial(take_parquet, files, counts))
-
-
-def column_names(fields: Any, above: str = "") -> list[str]:
-    """Names of a schema's columns, with those of nested ones. fields: an Arrow schema or struct type."""
-    import pyarrow as pa
-
-    names = []
-    for field in fields:
-        name = above + field.name
-        names += column_names(field.type, f"{name}.") if pa.types.is_struct(field.type) else [name]
-    return names
-
-
-def take_parquet(files: list[Path], counts: list[int], numbers: list[int], columns: list[str]) -> list[dict[str, Any]]:
-    """Some rows of parquet files; counts: rows of each file.
-
-    Raises:
-        UsageError: a file's data are damaged.
-    """
-    import pyarrow.parquet as pq
-
-    rows, first = {}, 0
-    for file, count in zip(files, counts, strict=True):
-        wanted = [number for number in numbers if first <= number < first + count]
-        if wanted:
-            with reading(file), pq.ParquetFile(file) as opened:
-                table = opened.read(columns=columns)
-                rows |= zip(wanted, table.take([number - first for number in wanted]).to_pylist(), strict=True)
-        first += count
-    return [rows[number] for number in numbers]
-
-
-def jsonl_split(file: Path) -> Split:
-    """The rows of a file with one JSON object a line.
-
-    Raises:
-        UsageError: it cannot be read; a line is something else, and which.
-    """
-    rows = []
-    with reading(file):
-        lines = file.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"line {number} of dataset file '{file}' is not JSON: {error.msg} at character {error.pos}"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise UsageError(f"line {number} of dataset file '{file}' is not UTF-8: {error}") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"line {number} of dataset file '{file}' is no JSON object: give one a line")
-        rows.append(row)
-    columns = dict.fromkeys(name for row in rows for name in key_names(row))
-    return Split(list(columns), len(rows), lambda numbers, _: [rows[number] for number in numbers])
-
-
-def key_names(row: dict[str, Any], above: str = "") -> list[str]:
-    """Names of a row's columns, as of `column_names`."""
-    names = []
-    for key, value in row.items():
-        names += key_names(value, f"{above}{key}.") if isinstance(value, dict) else [above + key]
-    return names

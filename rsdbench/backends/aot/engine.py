@@ -32,9 +32,9 @@ class AOTEngine(EagerEngine):
 
     def __init__(self, target: Any, drafter: Any) -> None:
         """Raise UsageError as `Recipe.build` does, for the target's forward."""
-        for model in (target, drafter):
-            join_projections(model)
         super().__init__(target, drafter)
+        for model in self.models:
+            join_projections(model)
         self.libraries: dict[Make, Library | None] = {}
         small = target.config.get_text_config().vocab_size <= SMALL_VOCABULARY
         self.libraries[forward_recipe, target, small] = forward_recipe(target, small).library()
@@ -43,15 +43,20 @@ class AOTEngine(EagerEngine):
         """Of compiled code; where a phase of the job's method cannot be compiled, all phases run as they stand."""
         wanted = phases(self.target, self.drafter, self.layouts, job.strategy, job.rule, job.shape, job.sampling)
         found = Phases(*(make and self.library(make) for make in wanted))
-        missing = [make for make, library in zip(wanted, found, strict=True) if make and library is None]
-        return EagerBackend(job, self) if missing else AOTBackend(job, self, found)
+        missing = [name for name in Phases._fields if getattr(wanted, name) and getattr(found, name) is None]
+        if not missing:
+            return AOTBackend(job, self, found)
+        eager = EagerBackend(job, self)
+        eager.fallbacks = tuple(missing)
+        return eager
 
     def library(self, make: Make) -> Library | None:
         """The library of a recipe; None, which is remembered too, where it cannot be compiled."""
         if make not in self.libraries:
             function, *of = make
             try:
-                self.libraries[make] = function(*of).library()
+                with torch.inference_mode(False), torch.no_grad():  # a loop cannot be exported in inference mode
+                    self.libraries[make] = function(*of).library()
             except UsageError as error:
                 note(f"a method runs uncompiled: {error}")
                 self.libraries[make] = None
@@ -101,6 +106,8 @@ class AOTBackend(EagerBackend):
 
     def draft(self, numbers: Numbers) -> DraftTree:
         """See `Backend`."""
+        if self.proposer:
+            return super().draft(numbers)
         frontier, prefix = self.root, self.place[: max(self.lengths)]
         for before, noise in zip(self.before, numbers.drafts, strict=True) if self.drafter else ():
             (frontier,) = self.call.draft([*before, prefix, noise.contiguous(), frontier, *self.after])
@@ -117,10 +124,10 @@ class AOTBackend(EagerBackend):
 
     def verify(self, tree: DraftTree, log_p: Tensor, numbers: Numbers) -> Verified:
         """See `Backend`."""
-        if self.drafter is None:
+        if not self.job.shape.depth:
             return Verified(*self.call.verify([tree.tokens, log_p, numbers.last, self.top_p]))
         last = numbers.last.contiguous()
-        return Verified(*self.call.verify([*tree, log_p, numbers.uniforms, last, self.top_p]))
+        return Verified(*self.call.verify([*tree, log_p, numbers.uniforms, last, self.top_p, self.expanded]))
 
     def move(self, rows: Tensor, verified: Verified) -> None:
         """Commit in all caches."""

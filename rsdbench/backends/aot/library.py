@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,36 @@ def is_whole(path: Path) -> bool:
     return hashlib.sha256(contents[: -2 - DIGEST]).hexdigest().encode() == contents[-DIGEST:]
 
 
-def source(thing: Any) -> str:
-    """The syntax of the file that a rule or a strategy is in, on which its library depends."""
-    return syntax(inspect.getsource(inspect.getmodule(thing)))
+def identity(thing: Any) -> object:
+    """All that tells a rule or a strategy from others, on which its library depends.
+
+    The syntax of the file that it is in, and what it holds: a closure's values, a partial's arguments, an object's own.
+    """
+    if isinstance(thing, partial):
+        return "partial", identity(thing.func), identity(list(thing.args)), identity(thing.keywords)
+    if isinstance(thing, dict):
+        return "dict", [(key, identity(value)) for key, value in thing.items()]
+    if isinstance(thing, list | tuple):
+        return "list", [identity(x) for x in thing]
+    if isinstance(thing, Tensor):
+        return "tensor", thing.dtype, thing.tolist()
+    if isinstance(thing, type):
+        return thing.__module__, thing.__qualname__, [syntax_of_module(own) for own in thing.__mro__[:-1]]
+    if inspect.isfunction(thing):
+        held = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+        defaults = identity(list(getattr(thing, "__defaults__", None) or ()))
+        return thing.__module__, thing.__qualname__, syntax_of_module(thing), identity(held), defaults
+    if hasattr(thing, "__dict__"):
+        return identity(type(thing)), identity(vars(thing))
+    return repr(thing)
+
+
+def syntax_of_module(thing: Any) -> str:
+    """The syntax of the file that a function or a class is in; of one that has no file, it is compiled each time."""
+    try:
+        return syntax(inspect.getsource(inspect.getmodule(thing)))
+    except (OSError, TypeError):
+        return secrets.token_hex()
 
 
 @lru_cache

@@ -5,6 +5,7 @@ Exporting knows no names in tuples, so every module takes and gives plain ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,10 @@ from rsdbench.decoding.grow import Growth, fill_level, grow
 from rsdbench.decoding.kv_cache import SlotCache, commit
 from rsdbench.decoding.strategies import Strategy
 from rsdbench.decoding.tree import DraftTree
-from rsdbench.decoding.verify import Path, descend, finish, start
+from rsdbench.decoding.verify import finish, view
+from rsdbench.models.layouts import masks, width_of, windows_of
 from rsdbench.sampling.distributions import Sampling
-from rsdbench.verification import NodeRule
+from rsdbench.verification import Outcome, TreeRule
 
 Kind = tuple[bool, bool]  # greedy and nucleus, as in `Sampling`: what is compiled differs
 
@@ -26,17 +28,17 @@ Kind = tuple[bool, bool]  # greedy and nucleus, as in `Sampling`: what is compil
 class LogitsStep(torch.nn.Module):
     """A forward of tree rows."""
 
-    def __init__(self, model: Any, previous: bool) -> None:
+    def __init__(self, model: Any, previous: bool, vocabulary: int | None = None) -> None:
         super().__init__()
-        self.model, self.previous = model, previous
+        self.model, self.previous, self.vocabulary = model, previous, vocabulary
 
     def forward(self, rows: tuple[Tensor, ...], layers: list[Tensor]) -> Tensor:
         """`Rows`, keys and values of each layer in turn [B, H, slots, D] -> logits [B, R, V]."""
         rows = Rows(*rows)
-        bias = attention_bias(rows, self.previous, self.model.dtype)
+        bias = masks(windows_of(self.model.config), attention_bias, rows, self.previous, self.model.dtype)
         cache = SlotCache(layers)
-        cache.window(rows.slots, bias.shape[-1])
-        return forward(self.model, rows, bias, cache)
+        cache.window(rows.slots, width_of(bias))
+        return forward(self.model, rows, bias, cache, vocabulary=self.vocabulary)
 
 
 class TargetStep(torch.nn.Module):
@@ -55,9 +57,9 @@ class TargetStep(torch.nn.Module):
 class DraftStep(torch.nn.Module):
     """`grow` with a drafter and a strategy."""
 
-    def __init__(self, model: Any, strategy: Strategy, kind: Kind) -> None:
+    def __init__(self, model: Any, strategy: Strategy, kind: Kind, vocabulary: int) -> None:
         super().__init__()
-        self.step, self.strategy, self.kind = LogitsStep(model, True), strategy, kind
+        self.step, self.strategy, self.kind = LogitsStep(model, True, vocabulary), strategy, kind
 
     def forward(
         self, growth: tuple[Tensor, ...], tree: tuple[Tensor, ...], temperature: Tensor, top_p: Tensor, limit: Tensor,
@@ -73,27 +75,26 @@ class DraftStep(torch.nn.Module):
 
 
 class VerifyStep(torch.nn.Module):
-    """The walk down a tree with a rule, for at most `fanout` drafts below a node."""
+    """A rule for trees with at most `fanout` drafts below a node."""
 
-    def __init__(self, rule: NodeRule, fanout: int, kind: Kind) -> None:
+    def __init__(self, rule: TreeRule, fanout: int, kind: Kind) -> None:
         super().__init__()
         self.rule, self.fanout, self.kind = rule, fanout, kind
 
     def forward(
-        self, tree: tuple[Tensor, ...], log_p: Tensor, uniforms: Tensor, noise: Tensor, top_p: Tensor
+        self, tree: tuple[Tensor, ...], log_p: Tensor, uniforms: Tensor, noise: Tensor, top_p: Tensor, levels: Tensor
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """`DraftTree`, log_p [B, 1 + N, V] and a block's `Numbers` -> `Verified`."""
-        tree, depth, sampling = DraftTree(*tree), uniforms.shape[1], Sampling(1.0, top_p, *self.kind)
+        """`DraftTree`, log_p [B, 1 + N, V], a block's `Numbers` and levels as in `TreeView` -> `Verified`."""
+        tree = DraftTree(*tree)
+        seen = view(Sampling(1.0, top_p, *self.kind), tree, log_p, levels, self.fanout)
+        return tuple(finish(tree, self.rule(seen, uniforms, loop), noise))
 
-        def unfinished(*state: Tensor) -> Tensor:
-            return Path(*state).going.any() & (Path(*state).depth < depth)
 
-        def down(*state: Tensor) -> tuple[Tensor, ...]:
-            chances = uniforms.index_select(1, Path(*state).depth.unsqueeze(0))[:, 0, : self.fanout]
-            return tuple(descend(self.rule, sampling, tree, log_p, chances, Path(*state)))
-
-        path = torch.while_loop(unfinished, down, tuple(start(tree, log_p, depth)))
-        return tuple(finish(sampling, tree, log_p, noise, Path(*path)))
+def loop(
+    times: int, going: Callable[..., Tensor], body: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """A `Repeat` that is exported as a loop."""
+    return torch.while_loop(going, body, state)
 
 
 class FinishStep(torch.nn.Module):
@@ -106,8 +107,9 @@ class FinishStep(torch.nn.Module):
     def forward(self, tokens: Tensor, log_p: Tensor, noise: Tensor, top_p: Tensor) -> tuple[Tensor, ...]:
         """tokens [B, 2]; log_p [B, 1, V] -> `Verified`."""
         nothing = torch.zeros(tokens.shape[0], 0, dtype=torch.long, device=tokens.device)
-        tree = DraftTree(tokens, nothing, nothing, nothing, log_p)
-        return tuple(finish(Sampling(1.0, top_p, *self.kind), tree, log_p, noise, start(tree, log_p, 0)))
+        tree, root = DraftTree(tokens, nothing, nothing, nothing, log_p), torch.zeros_like(tokens[:, :1])
+        p = Sampling(1.0, top_p, *self.kind).truncate(log_p[:, 0]).exp()
+        return tuple(finish(tree, Outcome(root, p), noise))
 
 
 class CommitStep(torch.nn.Module):

@@ -17,22 +17,23 @@ import torch
 from torch import Tensor
 
 from rsdbench.backends.aot.gemm import is_small
-from rsdbench.backends.aot.library import SMALL_VOCABULARY, Recipe, source, weights_of
+from rsdbench.backends.aot.library import SMALL_VOCABULARY, Recipe, identity, weights_of
 from rsdbench.backends.aot.modules import CommitStep, DraftStep, FinishStep, Kind, TargetStep, VerifyStep
 from rsdbench.backends.projections import join_projections
+from rsdbench.decoding.drafter import is_model
 from rsdbench.decoding.forward import Rows
 from rsdbench.decoding.grow import Growth
 from rsdbench.decoding.kv_cache import KVStorage, Layout
 from rsdbench.decoding.shapes import TreeShape
 from rsdbench.decoding.strategies import Strategy
 from rsdbench.decoding.tree import DraftTree
-from rsdbench.decoding.verify import uniform_slots
 from rsdbench.models.layouts import layouts_of
 from rsdbench.models.loading import name_of
 from rsdbench.sampling.distributions import Sampling
 from rsdbench.sampling.gumbel import group_size
 from rsdbench.sources import folders_syntax
-from rsdbench.verification import NodeRule
+from rsdbench.verification import TreeRule
+from rsdbench.verification.lift import Lifted
 
 UNLIKE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # of a configuration: not in the graph
 WITHOUT_WEIGHTS = {"aot_inductor.package_constants_in_so": False}
@@ -58,7 +59,7 @@ TREE = tuple(map(varying, ("01", "012", "01", "01", "01")))
 
 
 class Phases(NamedTuple):
-    """What is to be compiled for the blocks of a method; draft is None without drafts."""
+    """What is to be compiled for the blocks of a method; draft is None without drafts, or where no model drafts."""
 
     target: Make
     draft: Make | None
@@ -67,7 +68,7 @@ class Phases(NamedTuple):
 
 
 def phases(
-    target: Any, drafter: Any, layouts: Mapping[Any, Sequence[Layout]], strategy: Strategy, rule: NodeRule,
+    target: Any, drafter: Any, layouts: Mapping[Any, Sequence[Layout]], strategy: Strategy, rule: TreeRule,
     shape: TreeShape, sampling: Sampling,
 ) -> Phases:  # fmt: skip
     """Which recipes a method's blocks are made of; layouts: of the two models' caches."""
@@ -77,19 +78,21 @@ def phases(
     forward = (forward_recipe, target, normalised(target, sampling))
     if not shape.depth:
         return Phases(forward, None, (finish_recipe, vocabulary, kind), (commit_recipe, runs[target], ()))
-    fanout = 1 if shape.fanout == 1 else uniform_slots(shape.fanout)
-    verify = (verify_recipe, rule, fanout, vocabulary, kind)
-    commit = (commit_recipe, runs[target], runs[drafter])
-    return Phases(forward, (draft_recipe, drafter, strategy, kind), verify, commit)
+    verify = (verify_recipe, rule, served_fanout(rule, shape.fanout), vocabulary, kind)
+    commit = (commit_recipe, runs[target], runs.get(drafter, ()))
+    return Phases(
+        forward, (draft_recipe, drafter, strategy, kind, vocabulary) if drafter in runs else None, verify, commit
+    )
 
 
 def needed(
-    target: Any, drafter: Any, cases: Iterable[tuple[Strategy, NodeRule, TreeShape]], sampling: Sampling
+    target: Any, drafter: Any, cases: Iterable[tuple[Strategy, TreeRule, TreeShape]], sampling: Sampling
 ) -> dict[str, Recipe]:  # fmt: skip
     """All that is compiled for some methods and structures, by the name of its file; joins the models' projections."""
-    for model in (target, drafter):
+    models = [target, drafter] if is_model(drafter) else [target]
+    for model in models:
         join_projections(model)
-    layouts = {model: layouts_of(model, torch.device("cpu")) for model in (target, drafter)}
+    layouts = {model: layouts_of(model, torch.device("cpu")) for model in models}
     makes = dict.fromkeys(
         make for case in cases for make in phases(target, drafter, layouts, *case, sampling) if make is not None
     )
@@ -112,9 +115,9 @@ def forward_recipe(model: Any, normalised: bool, drafts: bool = False) -> Recipe
     )  # fmt: skip
 
 
-def draft_recipe(drafter: Any, strategy: Strategy, kind: Kind) -> Recipe:
-    """A level of drafting: one of 6 nodes below 3, behind another row, of a tree of 11."""
-    nodes, words = 11, drafter.config.get_text_config().vocab_size
+def draft_recipe(drafter: Any, strategy: Strategy, kind: Kind, words: int) -> Recipe:
+    """A level of drafting over `words` tokens: one of 6 nodes below 3, behind another row, of a tree of 11."""
+    nodes = 11
     rows, storage = row_examples(drafter, nodes)
     layers, given = storage.views(BATCH), rows.tokens.shape[1]
     above, width = given - 1, 2 * (given - 1)
@@ -125,7 +128,8 @@ def draft_recipe(drafter: Any, strategy: Strategy, kind: Kind) -> Recipe:
     )  # fmt: skip
     name = getattr(strategy, "__name__", type(strategy).__name__)
     return model_recipe(
-        f"drafting of {name}", drafter, (name, source(strategy), kind), DraftStep(drafter, strategy, kind),
+        f"drafting of {name}", drafter, (name, identity(strategy), kind, words),
+        DraftStep(drafter, strategy, kind, words),
         (tuple(growth), tuple(tree_examples(nodes, 9, words)), one(), one(), torch.tensor(9), layers),
         (GROWTH, TREE, {}, {}, {}, layer_sizes(layers)), drafts=True,
     )  # fmt: skip
@@ -157,17 +161,26 @@ def plain_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-def verify_recipe(rule: NodeRule, fanout: int, vocabulary: int, kind: Kind) -> Recipe:
+def served_fanout(rule: TreeRule, fanout: int) -> int:
+    """For how many drafts below a node a rule is compiled.
+
+    A walk looks at one node of a level, and further drafts cost next to nothing: 1, 8, 16 or 32 serve all structures.
+    """
+    return fanout if fanout == 1 or not isinstance(rule, Lifted) else max(8, 1 << (fanout - 1).bit_length())
+
+
+def verify_recipe(rule: TreeRule, fanout: int, vocabulary: int, kind: Kind) -> Recipe:
     """Verification by a rule."""
-    name = getattr(rule, "__name__", type(rule).__name__)
-    nodes, levels, depth = 9, 7, 6
+    own = rule.rule if isinstance(rule, Lifted) else rule
+    name = getattr(own, "__name__", type(own).__name__)
+    nodes, expanded, depth, width = 9, 7, 6, 3
     inputs = (
-        tuple(tree_examples(nodes, levels, WORDS)), torch.zeros(BATCH, 1 + nodes, WORDS),
-        torch.rand(BATCH, depth, 16 + fanout), torch.zeros(BATCH, 2, group_size(WORDS)), one(),
+        tuple(tree_examples(nodes, expanded, WORDS)), torch.zeros(BATCH, 1 + nodes, WORDS), torch.rand(BATCH, nodes),
+        torch.zeros(BATCH, 2, group_size(WORDS)), one(), torch.zeros(depth, width, dtype=torch.long),
     )  # fmt: skip
-    sizes = (*TREE[:4], varying("012")), varying("012"), varying("012"), varying("02"), {}
+    sizes = (*TREE[:4], varying("012")), varying("012"), varying("01"), varying("02"), {}, varying("01")
     return phase_recipe(
-        f"verify by {name}, {fanout} drafts a node", (name, source(rule), fanout), VerifyStep(rule, fanout, kind),
+        f"verify by {name}, {fanout} drafts a node", (identity(own), fanout), VerifyStep(rule, fanout, kind),
         inputs, sizes, vocabulary, kind,
     )  # fmt: skip
 

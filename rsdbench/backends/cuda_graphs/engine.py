@@ -16,20 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdbench.backends.cuda_graphs.all_nodes import follow, verdicts
+from rsdbench.backends.cuda_graphs.all_nodes import follow, verdicts, whole_tree
 from rsdbench.backends.cuda_graphs.fused import fused
 from rsdbench.backends.cuda_graphs.graphs import Function, Graphs, bucket, is_recording
 from rsdbench.backends.cuda_graphs.row_layers import use_row_layers
 from rsdbench.backends.eager import CachedLM, EagerBackend, EagerEngine, few_kernels
 from rsdbench.backends.projections import join_projections
 from rsdbench.decoding.backend import Backend, Job
+from rsdbench.decoding.drafter import is_model
 from rsdbench.decoding.forward import Rows, attention_bias
 from rsdbench.decoding.grow import Growth, fill_level, grow
 from rsdbench.decoding.kv_cache import commit
 from rsdbench.decoding.randomness import Numbers
 from rsdbench.decoding.tree import DraftTree, Memory
-from rsdbench.decoding.verify import Verified, finish, start
+from rsdbench.decoding.verify import Verified, finish
 from rsdbench.sampling.distributions import Sampling
+from rsdbench.verification.lift import Lifted
 
 
 class CudaGraphsEngine(EagerEngine):
@@ -38,7 +40,7 @@ class CudaGraphsEngine(EagerEngine):
     name = "CUDA graphs"
 
     def __init__(self, target: Any, drafter: Any) -> None:
-        for model in (target, drafter):
+        for model in (target, drafter) if is_model(drafter) else (target,):
             join_projections(model)
             use_row_layers(model)
         super().__init__(target, drafter)
@@ -62,7 +64,6 @@ class CudaGraphsBackend(EagerBackend):
         self.graphs, self.kv = engine.graphs, count()
         super().__init__(job, engine)
         self.place = torch.arange(bucket(job.positions), device=self.device)
-        self.row_levels = self.depths[: 1 + job.shape.expanded]
 
     def memory(self, engine: CudaGraphsEngine) -> Memory:
         """The same for all batches that ask for such a buffer."""
@@ -78,7 +79,7 @@ class CudaGraphsBackend(EagerBackend):
         job, layouts, device = self.job, self.engine.layouts[model], self.device
         return CachedLM(
             model, layouts, job.shape, 1, bucket(job.positions), previous, self.zeros,
-            lambda: nullcontext() if is_recording() else few_kernels(device),
+            lambda: nullcontext() if is_recording() else few_kernels(device), self.engine.vocabulary,
         )  # fmt: skip
 
     def positions_read(self) -> int:
@@ -93,6 +94,8 @@ class CudaGraphsBackend(EagerBackend):
 
     def draft(self, numbers: Numbers) -> DraftTree:
         """See `Backend`."""
+        if self.proposer:
+            return super().draft(numbers)
         if self.drafter is not None:
             self.phase(self.drafted, self.length, *self.tree, *numbers.drafts)
         return self.tree
@@ -126,14 +129,17 @@ class CudaGraphsBackend(EagerBackend):
         return Verified(*self.phase(self.verified, *tree, log_p, numbers.uniforms, numbers.last))
 
     def verified(self, *inputs: Tensor) -> Verified:
-        """All nodes at once."""
+        """All nodes at once, where a rule looks at single nodes."""
         tree, (log_p, uniforms, noise) = DraftTree(*inputs[:5]), inputs[5:]
-        job, depth = self.job, self.job.shape.depth
-        if not depth:
-            return fused(finish)(job.sampling, tree, log_p, noise, start(tree, log_p, 0))
-        own = uniforms.index_select(1, self.row_levels)[:, :, : job.shape.fanout]
-        found = fused(verdicts)(job.rule, job.sampling, tree, log_p, own, self.depths, depth)
-        return fused(finish)(job.sampling, tree, log_p, noise, follow(tree, found, depth))
+        job, shape = self.job, self.job.shape
+        if shape.depth and isinstance(job.rule, Lifted):
+            found = fused(verdicts)(
+                job.rule.rule, job.sampling, tree, log_p, uniforms, self.depths, shape.depth, shape.fanout
+            )  # fmt: skip
+            outcome = follow(job.sampling, tree, log_p, found, shape.depth)
+        else:
+            outcome = fused(whole_tree)(job.rule, job.sampling, tree, log_p, uniforms, self.expanded, shape.fanout)
+        return fused(finish)(tree, outcome, noise)
 
     def move(self, rows: Tensor, verified: Verified) -> None:
         """See `EagerBackend`."""

@@ -56,7 +56,7 @@ class Graphs:
                 for own, value in zip(inputs, before, strict=True):
                     own.copy_(value)  # to record, a function is called several times, and may write to its inputs
 
-            self.recordings[whole] = Recording(function, *record(function, inputs, restore))
+            self.recordings[whole] = Recording(function, *self.record(function, inputs, restore))
             restore()
             if len(self.recordings) > KEPT:
                 self.recordings.popitem(last=False)
@@ -64,6 +64,12 @@ class Graphs:
         recording = self.recordings[whole]
         recording.replay()
         return recording.outputs
+
+    def record(
+        self, function: Function, inputs: Sequence[Tensor], restore: Callable[[], None]
+    ) -> tuple[tuple[Tensor, ...], Callable[[], None]]:  # fmt: skip
+        """See `record`."""
+        return record(function, inputs, restore)
 
     def memory(
         self, owner: object, shape: tuple[int, ...], growing: int, dtype: torch.dtype, device: torch.device
