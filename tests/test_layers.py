@@ -11,6 +11,8 @@ import pytest
 
 import rsdbench
 
+pytestmark = pytest.mark.unit
+
 PACKAGE = Path(rsdbench.__file__).parent
 LAYERS = [
     "sampling", "verification", "decoding", "structures", "methods", "drafters", "selection", "models", "backends",

@@ -6,6 +6,8 @@ import torch
 from rsdbench.decoding.randomness import Randomness
 from rsdbench.sampling.gumbel import to_gumbel
 
+pytestmark = pytest.mark.unit
+
 
 def source(rows, size, nodes):
     return Randomness(5, rows, size, nodes, torch.device("cpu"), lambda name, shape, dtype: torch.empty(shape))

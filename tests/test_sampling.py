@@ -16,6 +16,8 @@ from rsdbench.sampling.gumbel import best_children, conditioned_scores, draw, gr
 
 from .conftest import gumbel_noise
 
+pytestmark = pytest.mark.unit
+
 ALPHA = 1e-4
 
 

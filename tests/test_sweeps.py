@@ -338,3 +338,54 @@ def test_status_is_live_on_a_terminal(tmp_path):
     assert b"2 of 2 cells done" in shown
     assert b"\x1b[" in shown, "drawn over"
     run[0].wait()
+
+
+def test_own_configs_lie_in_a_folder_for_run_sweep_plan_and_manifest(tmp_path):
+    from .commands import SMALL, rsdbench
+
+    (tmp_path / "conf" / "target").mkdir(parents=True)
+    (tmp_path / "conf" / "target" / "mine.yaml").write_text(
+        "name: mine\npath: opt-2.6m\nrevision: null\nquantization: null\n"
+    )
+    own = [*(o for o in SMALL if not o.startswith("target")), "target=mine", "speed.num_prompts=0"]
+    folder = ["--config-dir", "conf"]
+    rsdbench("run", *folder, *own, "results=a", cwd=tmp_path)
+    rsdbench("run", "-m", *folder, *own, "results=b", cwd=tmp_path)
+    rsdbench("run", f"hydra.searchpath=['file://{tmp_path}/conf']", *own, "results=c", cwd=tmp_path)
+    out, _ = rsdbench("plan", *folder, *own, "results=d", "--manifest", "m.jsonl", cwd=tmp_path)
+    assert "OPT-25K-MINE" in out
+    rsdbench("run", "--manifest", "m.jsonl", "--task", "0", cwd=tmp_path)
+    assert all((tmp_path / name / "cells").is_dir() for name in "abcd")
+    _, err = rsdbench("run", "--config-dir", "nowhere", *own, cwd=tmp_path, code=2)
+    assert "--config-dir needs a folder that is there" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("results=", "results is empty: give a folder"),
+        (
+            "target.name=org/model",
+            "target.name is a part of files' names: it must have 1 to 60 characters and no slash",
+        ),
+        (f"target.name={'x' * 230}", "target.name is a part of files' names"),
+        ("seed=99999999999999999999", "seed must be a number of at most 18 digits"),
+    ],
+)
+def test_what_cannot_be_a_file_or_a_seed_is_refused_at_composition(tmp_path, override, message):
+    from .commands import SMALL, rsdbench
+
+    results = [] if override.startswith("results") else [f"results={tmp_path}/r"]
+    _, err = rsdbench("run", *SMALL, *results, override, cwd=tmp_path, code=2)
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_beside_the_records_is_left_out(tmp_path):
+    from .commands import SMALL, cells, rsdbench
+
+    rsdbench("run", *SMALL, "speed.num_prompts=0", "target.name=7", f"results={tmp_path}/r")
+    first = cells(tmp_path / "r")[0]
+    (first.parent / f"{first.stem} (conflicted copy).parquet").write_bytes(first.read_bytes()[:50])
+    _, err = rsdbench("table", tmp_path / "r")
+    assert "has no cell's name, such as a copy, and is left out" in err

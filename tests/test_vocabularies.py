@@ -54,7 +54,7 @@ def test_surplus_rows_go_before_anything_is_normalised():
     assert over_vocabulary(logits, 3) is logits
 
 
-@pytest.mark.parametrize("rows", [60, 72])
+@pytest.mark.parametrize("rows", [60, pytest.param(72, marks=pytest.mark.slow)])
 def test_compiled_code_gives_the_same_tokens(compiled_cache, rows):
     if not library.compiler_at_hand():
         pytest.skip("no C++ compiler")

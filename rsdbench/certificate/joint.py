@@ -52,7 +52,7 @@ def exact_joint_law(prompt: tuple[int, ...], sampling: Sampling) -> Tensor:
 def count_with(mutant: Mutant, batches: range, seed: int) -> Tensor:
     """`count` with the engine broken in one place."""
     with mutant.broken():
-        return count(mutant.method, mutant.structure, mutant.sampling, batches, seed)
+        return count(mutant.method, mutant.structure, mutant.sampling, batches, seed, mutant.backend)
 
 
 def count(
@@ -159,7 +159,8 @@ class JointLaw(Evidence):
     @property
     def setting(self) -> str:
         """Sampling, and the backend if it is another than the eager one."""
-        return sampling_text(self.sampling) + (f", {self.backend}" if self.backend != EAGER else "")
+        backend = self.mutant.backend if self.mutant else self.backend
+        return sampling_text(self.sampling) + (f", {backend}" if backend != EAGER else "")
 
     def conclude(self, results: list[Tensor]) -> list[Finding]:
         """Chi-square of all counts."""

@@ -18,8 +18,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from rsdbench.backends.aot.engine import AOTEngine
+from rsdbench.backends.aot.library import compiler_at_hand
+from rsdbench.backends.choice import COMPILED, EAGER
 from rsdbench.backends.eager import CachedLM, EagerBackend, EagerEngine
 from rsdbench.backends.repeat import stop_early
+from rsdbench.decoding.backend import Backend
 from rsdbench.decoding.forward import Rows, Window, attention_bias
 from rsdbench.decoding.randomness import Numbers
 from rsdbench.decoding.strategies import Frontier, Level
@@ -36,13 +40,17 @@ T1, SHARP = Sampling.at(), Sampling.at(0.3, 0.9)
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is broken, in which method and structure, at which sampling, and the context in which it is."""
+    """What is broken, in which method and structure, at which sampling, and the context in which it is.
+
+    backend: that decodes it.
+    """
 
     description: str
     method: str
     structure: str | None
     sampling: Sampling
     broken: Callable[[], AbstractContextManager]
+    backend: str = EAGER
 
 
 @contextmanager
@@ -79,17 +87,27 @@ def with_backend(broken: type[EagerBackend]) -> Iterator[None]:
         yield
 
 
-class StaleNoise(EagerBackend):
+@contextmanager
+def with_stale_noise(engine: type[EagerEngine]) -> Iterator[None]:
     """The noise of a batch's first block serves in all its blocks. The first token's distribution stays right."""
+    honest = engine.backend
+    with patch.object(engine, "backend", lambda self, job: with_first_noise(honest(self, job))):
+        yield
 
-    first: Numbers | None = None
 
-    def numbers(self) -> Numbers:
-        """Fresh uniforms, stale noise: batches only shrink."""
-        fresh, batch = super().numbers(), len(self.lengths)
-        if self.first is None:
-            self.first = Numbers(tuple(x.clone() for x in fresh.drafts), fresh.last.clone(), fresh.uniforms)
-        return Numbers(tuple(x[:batch] for x in self.first.drafts), self.first.last[:batch], fresh.uniforms)
+def with_first_noise(backend: Backend) -> Backend:
+    """A backend that gives fresh uniforms and stale noise. Batches only shrink."""
+    honest, first = backend.numbers, []
+
+    def numbers() -> Numbers:
+        fresh = honest()
+        if not first:
+            first.append(Numbers(tuple(x.clone() for x in fresh.drafts), fresh.last.clone(), fresh.uniforms))
+        batch = len(fresh.last)
+        return Numbers(tuple(x[:batch] for x in first[0].drafts), first[0].last[:batch], fresh.uniforms)
+
+    backend.numbers = numbers
+    return backend
 
 
 @contextmanager
@@ -241,11 +259,10 @@ def mutants(methods: Iterable[str]) -> list[Mutant]:
 def generic(method: str) -> list[Mutant]:
     """Ways for any method to be wrong, of those that make a difference to it."""
     own = METHODS[method]
-    stale = Mutant(
-        STALE, method, None, SHARP, partial(with_backend, StaleNoise)
-    )  # at T = 1 blocks of many tokens hardly show it
+    # at T = 1 blocks of many tokens hardly show it
+    stale = Mutant(STALE, method, None, SHARP, partial(with_stale_noise, EagerEngine))
     if not own.structures:
-        return [stale]
+        return on_engines(stale)
     smallest = own.structures[min(own.structures)]
     structure = max(smallest, key=lambda s: get_shape(method, s).fanout)
     broken = {"q at another temperature than the drafts'": sharper_q, "residual is p itself": residual_is_p}
@@ -259,4 +276,10 @@ def generic(method: str) -> list[Mutant]:
     ]
     if siblings:
         made.append(Mutant(TOKEN_ID, method, structure, T1, partial(with_order, method, by_id)))
-    return [replace(stale, structure=structure), *made]
+    return [*on_engines(replace(stale, structure=structure)), *made]
+
+
+def on_engines(stale: Mutant) -> list[Mutant]:
+    """The same on the eager backend and on the compiled one, where there is a compiler."""
+    compiled = replace(stale, broken=partial(with_stale_noise, AOTEngine), backend=COMPILED)
+    return [stale, compiled] if compiler_at_hand() else [stale]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from yaml import YAMLError
 
 from rsdbench.errors import UsageError
 from rsdbench.files import whole_file
+from rsdbench.notes import note
 from rsdbench.results import records
 from rsdbench.results.plans import registered
 from rsdbench.results.records import COLUMNS, PREFIX, BadRecord, Record
@@ -39,6 +41,9 @@ ROW_GROUP = 1 << 20
 
 
 Asked = list[tuple[str, str, str]]  # cells: the label of their row, method, structure
+
+
+RECORD = re.compile(r".+_[0-9a-f]{12}\.parquet")  # the name of a cell's file
 
 
 @dataclass
@@ -111,9 +116,13 @@ def read_folder(results: Path, columns: list[str] | None = None) -> Collection:
 
 
 def stamps_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Cell id -> size and modification time of its record, in order."""
+    """Cell id -> size and modification time of its record, in order. What has no cell's name is left out, and said."""
     with os.scandir(folder) as entries:
-        files = sorted((e for e in entries if e.name.endswith(".parquet") and e.name[0] != "."), key=lambda e: e.name)
+        there = sorted((e for e in entries if e.name.endswith(".parquet") and e.name[0] != "."), key=lambda e: e.name)
+        files = [entry for entry in there if RECORD.fullmatch(entry.name)]
+        for entry in there:
+            if entry not in files:
+                note(f"'{entry.name}' in '{folder}' has no cell's name, such as a copy, and is left out")
         return {e.name.removesuffix(".parquet"): (e.stat().st_size, e.stat().st_mtime_ns) for e in files}
 
 

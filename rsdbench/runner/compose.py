@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -30,6 +31,7 @@ from rsdbench.tasks.examples import check_dataset
 PACKAGE = Path(__file__).resolve().parents[1]
 # inside an installed package, or beside it in a checkout
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+LONGEST_NAME = 60  # characters: three of them, a method and a hash make a file's name
 CUSTOM = "custom"  # the choice of an axis that the user gives a path
 
 
@@ -54,6 +56,7 @@ def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
             note(f"without {', '.join(left)}: drafter '{config.drafter.path}' has no distribution to draw from")
     for axis in AXES:
         fill_in(config[axis])
+        check_name(axis, config[axis])
     return config, choices
 
 
@@ -64,12 +67,26 @@ def fill_in(chosen: DictConfig) -> None:
     """
     if chosen.name is None:
         path = Path(str(chosen.path or CUSTOM))
-        chosen.name = path.stem if "template" in chosen else path.name
+        chosen.name = (path.stem if "template" in chosen else path.name)[:LONGEST_NAME]
     if "label" in chosen and chosen.label is None:
         chosen.label = chosen.name
     for key in ("template", "instruction"):
         if isinstance(chosen.get(key), str):
             chosen[key] = chosen[key].replace("\\n", "\n")
+
+
+def check_name(axis: str, chosen: DictConfig) -> None:
+    """See that a choice's name can be a part of a file's; a number is taken as text.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    chosen.name = str(chosen.name)
+    if not chosen.name.strip() or len(chosen.name) > LONGEST_NAME or re.search(r"[/\\\x00-\x1f]", chosen.name):
+        raise UsageError(
+            f"{axis}.name is a part of files' names: it must have 1 to {LONGEST_NAME} characters and no slash, not "
+            f"'{chosen.name[:100]}'"
+        )
 
 
 def row_jobs(overrides: list[str]) -> list[tuple[list[str], DictConfig]]:

@@ -230,7 +230,7 @@ def read_task(file: Path, task: int) -> PlannedRow:
             cells.
     """
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not one JSON object a line"
         raise UsageError(f"manifest '{file}' cannot be read ({reason}): make one with rsdbench plan") from None

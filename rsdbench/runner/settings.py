@@ -32,6 +32,8 @@ def check_settings(config: DictConfig) -> None:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UsageError(f"{key} must be a number, not '{value}'")
     Sampling.at(decode.temperature, decode.top_p)
+    if not -(2**63) <= config.seed < 2**63:
+        raise UsageError(f"seed must be a number of at most 18 digits, not {config.seed}")
     for key, value, least in (
         ("decode.max_new_tokens", decode.max_new_tokens, 1),
         ("quality.batch_size", config.quality.batch_size, 1),
