@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -137,8 +136,8 @@ def anchored_plugins(names: Iterable[str]) -> list[str]:
 
 
 def plugin_hashes(names: Iterable[str]) -> dict[str, str]:
-    """A hash of each plugin's source, by its name without folders; comments and docstrings do not count."""
-    return {Path(name).stem if os.sep in name else name: source_hash(module_of(name)) for name in names}
+    """A hash of each plugin's source, by its module's name; comments and docstrings do not count."""
+    return {module.__name__: source_hash(module) for module in map(module_of, names)}
 
 
 def source_hash(module: ModuleType) -> str:

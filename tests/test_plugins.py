@@ -116,8 +116,9 @@ def test_a_backend_is_named_by_the_records(tmp_path):
     assert "unknown backend 'counting': choose from eager" in err
 
 
-def test_a_manifest_works_from_another_folder(tmp_path):
-    module = plugin("node_rule", tmp_path)
+@pytest.mark.parametrize("suffix", ["", ".py"])
+def test_a_manifest_works_from_another_folder(tmp_path, suffix):
+    module = plugin("node_rule", tmp_path) + suffix
     rsdbench("plan", *SMALL, f"results={tmp_path}/r", f"plugins=[{module}]", "methods=[specinfer]", "budgets=[6]",
              "compile=false", "--manifest", tmp_path / "m.jsonl", cwd=tmp_path)  # fmt: skip
     (tmp_path / "elsewhere").mkdir()

@@ -44,7 +44,8 @@ def hub_split(name: str, config: str | None, split: str | None, revision: str | 
         problem = problem or f"dataset '{name}'{at(revision)} is not on disk{other_revisions(name)}"
         how = f"get it with: {download_command(name, config, split, revision)}"
         raise UsageError(f"{problem}, and {reason}: {how}, or give a local path") from None
-    if not any(path.endswith(".parquet") for path in paths):
+    paths = [path for path in paths if path.endswith(".parquet")]  # beside which a repository has files about it
+    if not paths:
         return table_split(load(name, config, split, revision)) if fetch else None
     files = split_files(paths, config, split, f"dataset '{name}'{at(revision)}")
     return parquet_split(download(name, revision, files)) if fetch else None

@@ -114,7 +114,7 @@ def partitioned_split(files: list[Path]) -> Split:
     """
     import pyarrow.dataset as ds
 
-    kind = {".jsonl": "json", ".ndjson": "json", ".tsv": "csv"}.get(kind_of(files[0]), kind_of(files[0])[1:])
+    kind = {".jsonl": "json", ".ndjson": "json"}.get(kind_of(files[0]), kind_of(files[0])[1:])
     with reading(files[0].parent):
         table = ds.dataset([str(file) for file in files], format=kind, partitioning="hive").to_table()
     return rows_split(table.to_pylist())
