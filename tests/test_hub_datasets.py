@@ -124,6 +124,8 @@ def test_the_hub_gives_the_files_of_one_split_and_they_stay(tmp_path):
         ["wmt/wmt18", "de-en", "test", "gone", False],
         ["wmt/wmt36", "de-en", "test", None, False],
     ]
+    for repository in ("wmt/wmt18", "EdinburghNLP/xsum"):  # about it: no config, and no split
+        (tmp_path / "repositories" / repository / "dataset_infos.json").write_text("{}")
     with local_hub(tmp_path / "repositories", COMMIT, ("main", CONVERTED)) as (url, asked):
         there, wmt, xsum, jsonl, *errors = map(json.loads, online(url, tmp_path / "home", ONLINE, json.dumps(calls)))
         assert there is None, "checked, not fetched"
