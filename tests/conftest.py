@@ -12,6 +12,13 @@ from rsdbench.backends.aot import library
 from rsdbench.pair import Pair
 from rsdbench.sampling.gumbel import to_gumbel
 
+# sizes of a tiny model of any family
+BASE = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
 
 def tiny_opt(seed, vocabulary=64, width=16, layers=2, positions=64, std=0.4, **changes):
     torch.manual_seed(seed)

@@ -12,14 +12,9 @@ from rsdbench.backends.self_check import check_model, smallest_window
 from rsdbench.decoding.forward import FULL
 
 from . import commands
-from .conftest import resembling, tiny_llama, tiny_opt
+from .conftest import BASE, resembling, tiny_llama, tiny_opt
 
 WINDOW = 8
-BASE = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
 NEO = {
     "vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48, "window_size": 256,

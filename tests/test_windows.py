@@ -13,15 +13,10 @@ from rsdbench.decoding.forward import FULL, Rows, Window, attention_bias, prompt
 from rsdbench.models.layouts import windows_of
 from rsdbench.pair import Pair
 
-from .conftest import resembling
+from .conftest import BASE, resembling
 from .recordings import graphed, traced
 
 SIZE = 8
-BASE = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": SIZE}
 FAMILIES = {
     "mistral": {"sliding_window": SIZE}, "mixtral": {"sliding_window": SIZE, "num_local_experts": 2},
